@@ -1,0 +1,31 @@
+"""Exceptions and warnings of the package."""
+
+from __future__ import annotations
+
+
+class PruningError(RuntimeError):
+    """Base class of everything this package raises while analysing or cutting a network."""
+
+
+class TraceError(PruningError):
+    """The network cannot be traced; the message names the line of the user's code and what to do."""
+
+
+class PlanError(PruningError, ValueError):
+    """A plan does not fit the network it is applied to, or asks for something impossible."""
+
+
+class VerificationError(PruningError):
+    """The network's own code disagrees with the shapes a plan predicts; nothing was changed.
+
+    Attributes:
+        divergence: What disagreed: operator, source line, expected and actual shapes.
+    """
+
+    def __init__(self, message: str, divergence: object = None) -> None:
+        super().__init__(message)
+        self.divergence = divergence
+
+
+class PruningWarning(UserWarning):
+    """Something was left out or reset that the user may want to know of."""

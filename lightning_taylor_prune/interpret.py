@@ -1,0 +1,238 @@
+"""Run traces on labels instead of numbers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import getitem
+from typing import Any
+
+import numpy as np
+from torch.fx import Node
+
+from lightning_taylor_prune.errors import PruningWarning
+from lightning_taylor_prune.labels import Field, Labels, LabelSpace, axes_of, first_along, on_axis
+from lightning_taylor_prune.rules.base import (
+    Expectation,
+    Notes,
+    RuleContext,
+    alternatives_of,
+    find_labels,
+    find_rule,
+    operator_name,
+)
+from lightning_taylor_prune.trace import Trace
+
+Site = tuple[int, int]
+"""An operator: number of the trace, position among its operators."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of one parameter or buffer; its labels are ``start ... start + size - 1``."""
+
+    tensor: str
+    dim: int
+    size: int
+    start: int
+
+
+@dataclass(frozen=True, eq=False)
+class Interpretation:
+    """The outcome of running traces on labels: what is tied, and what every operator's result carries.
+
+    Attributes:
+        traces: The traces, one per way in which the network runs.
+        axes: Every axis of every parameter and buffer, tied ones once.
+        roots: Root of every label: equal roots leave together. Shape ``[labels]``.
+        locked: Reason for every locked root.
+        inexact: Sorted roots whose removal is not the same as zero.
+        results: Per trace and operator, the labels of its results.
+        touched: Per trace and operator, the labels of its operands and results.
+        readers: Numbers of the axes that consume channels.
+        writers: Numbers of the axes that produce channels, in the order of execution.
+        expectations: Integer arguments that must follow the labels.
+        macs: Per trace and operator, its cost as (factor, fields).
+    """
+
+    traces: Sequence[Trace]
+    axes: Sequence[Axis]
+    roots: Field
+    locked: Mapping[int, str]
+    inexact: Field
+    results: Sequence[Sequence[Sequence[Labels]]]
+    touched: Sequence[Sequence[Sequence[Labels]]]
+    readers: frozenset[int]
+    writers: tuple[int, ...]
+    expectations: Sequence[Mapping[int, Sequence[Expectation]]]
+    macs: Sequence[Mapping[int, Sequence[tuple[int, Sequence[Field]]]]]
+
+
+def interpret(traces: Sequence[Trace], blamed: Mapping[Site, tuple[int, str]]) -> Interpretation:
+    """Run traces on labels.
+
+    Args:
+        traces: Traces of one network; they share its parameters.
+        blamed: Operators whose first interpretation the network's code contradicted: how often, and the message.
+    """
+    space = LabelSpace()
+    axes, parameters = _label_parameters(space, traces[0])
+    runs = [_Run(space, trace, number, parameters, blamed) for number, trace in enumerate(traces)]
+    _lock_unused(space, traces, parameters)
+    _settle_rectangles(space, runs, blamed)
+    starts = np.array([axis.start for axis in axes] + [np.inf])
+    return Interpretation(
+        traces=traces,
+        axes=axes,
+        roots=space.roots(),
+        locked=space.locked(),
+        inexact=space.inexact(),
+        results=[run.results for run in runs],
+        touched=[run.touched for run in runs],
+        readers=frozenset(_axis_numbers(starts, [f for run in runs for f in run.notes.readers])),
+        writers=tuple(_axis_numbers(starts, [f for run in runs for f in run.notes.writers])),
+        expectations=[run.notes.expectations for run in runs],
+        macs=[run.notes.macs for run in runs],
+    )
+
+
+def _label_parameters(space: LabelSpace, trace: Trace) -> tuple[list[Axis], dict[str, Labels]]:
+    axes: list[Axis] = []
+    by_identity: dict[int, Labels] = {}
+    for name, tensor in trace.tensors.items():
+        if id(tensor) in by_identity:
+            continue
+        fields = []
+        for dim, size in enumerate(tensor.shape):
+            if size > 1:
+                labels = space.fresh(size)
+                axes.append(Axis(name, dim, size, int(labels[0])))
+                fields.append(on_axis(labels, dim, tensor.dim()))
+        by_identity[id(tensor)] = Labels(tuple(tensor.shape), tuple(fields), direct=True, static=True)
+    return axes, {name: by_identity[id(tensor)] for name, tensor in trace.tensors.items()}
+
+
+def _axis_numbers(starts: Any, fields: Sequence[Field]) -> list[int]:
+    """Return the numbers of the parameter axes that the labels belong to, in order of first appearance."""
+    numbers: dict[int, None] = {}
+    for f in fields:
+        found = np.unique(np.searchsorted(starts, f.ravel(), side="right") - 1)
+        numbers.update(dict.fromkeys(n for n in found.tolist() if n < len(starts) - 1))
+    return list(numbers)
+
+
+def _lock_unused(space: LabelSpace, traces: Sequence[Trace], parameters: Mapping[str, Labels]) -> None:
+    used = {
+        node.meta["tensor"]
+        for trace in traces
+        for node in trace.graph.nodes
+        if node.op == "placeholder" and "tensor" in node.meta and node.users
+    }
+    for name, value in parameters.items():
+        if name not in used:
+            for f in value.fields:
+                space.lock(f, "is not used in the forward pass")
+
+
+class _Run:
+    """One trace run on labels."""
+
+    def __init__(
+        self,
+        space: LabelSpace,
+        trace: Trace,
+        number: int,
+        parameters: Mapping[str, Labels],
+        blamed: Mapping[Site, tuple[int, str]],
+    ) -> None:
+        self.notes = Notes()
+        self.results: list[list[Labels]] = []
+        self.touched: list[list[Labels]] = []
+        self._space, self._number, self._blamed = space, number, blamed
+        self._values: dict[Node, Any] = {}
+        for node in trace.graph.nodes:
+            if node.op == "placeholder":
+                self._values[node] = self._placeholder(node, parameters)
+            elif node.op == "call_function":
+                self._values[node] = self._call(node)
+        for node in trace.outputs:
+            for f in self._values[node].fields:
+                space.lock(f, "is an output of the network")
+
+    @staticmethod
+    def _placeholder(node: Node, parameters: Mapping[str, Labels]) -> Labels:
+        if "tensor" in node.meta:
+            return parameters[node.meta["tensor"]]
+        return Labels(tuple(node.meta["val"].shape), static="constant" in node.meta)
+
+    def _call(self, node: Node) -> Any:
+        if node.target is getitem:
+            return self._values[node.args[0]][node.args[1]]  # type: ignore[index]
+        index = len(self.results)
+        times, message = self._blamed.get((self._number, index), (0, ""))
+        last = alternatives_of(node.target)
+        ctx = RuleContext(self._space, self.notes, node, index, min(times, last))
+        args, kwargs = _map_nodes(node.args, self._values), _map_nodes(node.kwargs, self._values)
+        value = self._apply(ctx, args, kwargs)
+        self.results.append(find_labels(value))
+        self.touched.append(find_labels([args, kwargs, value]))
+        if times > last:
+            for f in (f for v in self.touched[-1] for f in v.fields):
+                self._space.lock(f, message)
+        return value
+
+    def _apply(self, ctx: RuleContext, args: Any, kwargs: Any) -> Any:
+        """Run the rule; where there is none, or it fails, lock what the operator touches."""
+        rule = find_rule(ctx.node.target)
+        why = "meets an operator without a label rule"
+        if rule is not None:
+            try:
+                value = rule(ctx, *args, **kwargs)
+                if [v.shape for v in find_labels(value)] == ctx.shapes:
+                    return value
+                why = "meets an operator whose label rule predicts another shape"
+            except Exception as error:  # a rule may not know every form of its operator: lock, say so, go on
+                why = f"meets an operator whose label rule failed: {type(error).__name__}: {error}"
+            name = operator_name(ctx.node.target)
+            warnings.warn(
+                f"Label rule of `{name}`: {why}. Its channels are locked.", PruningWarning, stacklevel=2
+            )
+        ctx.lock_all(find_labels([args, kwargs]), why)
+        results = [Labels(shape) for shape in ctx.shapes]
+        return results if isinstance(ctx.node.meta["val"], (tuple, list)) else results[0]
+
+
+def _map_nodes(value: Any, values: Mapping[Node, Any]) -> Any:
+    if isinstance(value, Node):
+        return values[value]
+    if isinstance(value, (list, tuple)):
+        return [_map_nodes(v, values) for v in value]
+    if isinstance(value, Mapping):
+        return {key: _map_nodes(v, values) for key, v in value.items()}
+    return value
+
+
+def _settle_rectangles(
+    space: LabelSpace, runs: Sequence[_Run], blamed: Mapping[Site, tuple[int, str]]
+) -> None:
+    """Unite until every recorded field varies along one axis that is free to shrink: what leaves is a rectangle."""
+    pending = [
+        (blamed.get((number, index), (0, ""))[0], labels, pinned)
+        for number, run in enumerate(runs)
+        for index, labels, pinned in run.notes.rectangles
+    ]
+    changed = True
+    while changed:
+        changed = False
+        for attempt, labels, pinned in pending:
+            varying = space.varies(labels)
+            free = sorted(set(varying) - set(pinned), key=lambda axis: (-labels.shape[axis], axis))
+            if not free:
+                if varying:
+                    space.lock(labels, "is picked out by number")
+                continue
+            chosen = free[min(attempt, len(free) - 1)]
+            for axis in set(varying) - {chosen}:
+                labels = space.unite_along(labels, axis)
+                changed = True

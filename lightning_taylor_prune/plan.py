@@ -1,0 +1,72 @@
+"""Immutable data: what to cut, and how an axis of a tensor shrinks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """One axis of one parameter or buffer, and the positions on it that stay.
+
+    Attributes:
+        tensor: Qualified name of the parameter or buffer in the pruned module.
+        dim: The axis.
+        size: Length of the axis before the cut.
+        keep: Sorted positions that stay, int64, shape ``[kept]``.
+    """
+
+    tensor: str
+    dim: int
+    size: int
+    keep: Indices
+
+    def __post_init__(self) -> None:
+        self.keep.setflags(write=False)
+
+
+@dataclass(frozen=True, eq=False)
+class PruningPlan:
+    """What leaves the network: computed, checked, then applied all or nothing.
+
+    Attributes:
+        removed: Group name -> positions of the units that leave, within that group, sorted.
+        cuts: The same for every axis of every parameter and buffer concerned.
+        groups: The :class:`~lightning_taylor_prune.groups.ChannelGroups` that the plan was made from;
+            with it :func:`~lightning_taylor_prune.surgery.prune_` can verify the outcome. ``None`` for a
+            plan that was read back from a checkpoint.
+    """
+
+    removed: Mapping[str, tuple[int, ...]]
+    cuts: tuple[Cut, ...]
+    groups: Any = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        """Number of units that leave."""
+        return sum(len(units) for units in self.removed.values())
+
+    def __bool__(self) -> bool:
+        return bool(self.cuts)
+
+    def by_tensor(self) -> Iterator[tuple[str, tuple[Cut, ...]]]:
+        """Yield each tensor's name with its cuts, one per axis."""
+        cuts: dict[str, list[Cut]] = {}
+        for cut in self.cuts:
+            cuts.setdefault(cut.tensor, []).append(cut)
+        yield from ((name, tuple(group)) for name, group in cuts.items())
+
+    def digest(self) -> str:
+        """SHA-256 over every cut, equal on all ranks exactly when they would cut the same."""
+        state = hashlib.sha256()
+        for cut in self.cuts:
+            state.update(f"{cut.tensor}\0{cut.dim}\0{cut.size}\0".encode())
+            state.update(cut.keep.tobytes())
+        return state.hexdigest()

@@ -1,0 +1,224 @@
+"""The registry of label rules, and what a rule may do.
+
+A rule is called as the operator is, with :class:`~lightning_taylor_prune.labels.Labels` in place of tensors, and
+returns the labels of the result. It unites what the operator ties together and locks what it cannot follow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from lightning_taylor_prune.labels import Field, Labels, LabelSpace, axes_of, first_along
+
+Rule = Callable[..., Any]
+
+_RULES: dict[str, Rule] = {}
+_ALTERNATIVES: dict[str, int] = {}
+
+
+def register_rule(*operators: str, alternatives: int = 0) -> Callable[[Rule], Rule]:
+    """Register a label rule for operators.
+
+    Args:
+        operators: Names without overload, such as ``"aten.conv2d"`` or ``"my_library.my_op"``. An in-place variant
+            (``aten.relu_``) uses the rule of the plain operator.
+        alternatives: How many further interpretations the rule has (``ctx.attempt`` 1, 2, ...) should the
+            network's own code contradict the first; after the last one, what the operator touches is locked.
+
+    Returns:
+        A decorator. The rule gets a :class:`RuleContext` and then the operator's own arguments.
+
+    Raises:
+        ValueError: An operator has a rule already.
+    """
+
+    def decorate(rule: Rule) -> Rule:
+        for name in operators:
+            if name in _RULES:
+                raise ValueError(f"Operator `{name}` has a label rule already: {_RULES[name].__name__}.")
+            _RULES[name] = rule
+            _ALTERNATIVES[name] = alternatives
+        return rule
+
+    return decorate
+
+
+def operator_name(target: Any) -> str:
+    """Return ``"aten.relu"`` for ``aten.relu_.default``: namespace and name, no overload, no in-place mark."""
+    packet = getattr(target, "overloadpacket", None)
+    name = str(packet if packet is not None else target)
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def find_rule(target: Any) -> Rule | None:
+    """Return the rule of an operator; operators that torch tags as pointwise share one."""
+    rule = _RULES.get(operator_name(target))
+    if rule is None and torch.Tag.pointwise in getattr(target, "tags", ()):
+        return _RULES["aten.add"]
+    return rule
+
+
+def alternatives_of(target: Any) -> int:
+    """Return how many further interpretations the operator's rule has."""
+    return _ALTERNATIVES.get(operator_name(target), 0)
+
+
+@dataclass
+class Expectation:
+    """An integer argument of an operator that must equal the number of these labels that stay."""
+
+    argument: Callable[..., int]
+    labels: Field
+    meaning: str
+
+
+@dataclass
+class Notes:
+    """What the rules of one trace leave for later."""
+
+    readers: list[Field] = field(default_factory=list)
+    writers: list[Field] = field(default_factory=list)
+    rectangles: list[tuple[int, Field, tuple[int, ...]]] = field(default_factory=list)
+    expectations: dict[int, list[Expectation]] = field(default_factory=dict)
+    macs: dict[int, list[tuple[int, list[Field]]]] = field(default_factory=dict)
+
+
+@dataclass
+class RuleContext:
+    """What a rule sees of the operator at hand, and the verbs it uses.
+
+    Attributes:
+        space: The union-find.
+        notes: Where readers, writers and expectations are collected.
+        node: The fx node.
+        index: Position of the node among the operators of its trace.
+        attempt: How often the network's own code contradicted what this operator predicted; a rule that has a
+            second interpretation uses it when ``attempt`` is 1.
+    """
+
+    space: LabelSpace
+    notes: Notes
+    node: Node
+    index: int
+    attempt: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the (first) result."""
+        return self.shapes[0]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of all results; of what is no tensor, the empty shape."""
+        value = self.node.meta["val"]
+        values = value if isinstance(value, (tuple, list)) else [value]
+        return [tuple(v.shape) if isinstance(v, Tensor) else () for v in values]
+
+    def where(self) -> str:
+        """Name operator and source line, for messages."""
+        source = self.node.meta.get("source", "")
+        return f"{operator_name(self.node.target)}{', ' + source if source else ''}"
+
+    def lock(self, labels: Field | None, why: str) -> None:
+        """Lock labels (``None`` is allowed and does nothing), with the operator's place in the reason."""
+        if labels is not None:
+            self.space.lock(labels, f"{why} ({self.where()})")
+
+    def lock_all(self, values: Sequence[Labels], why: str) -> None:
+        """Lock everything that these tensors carry."""
+        for value in values:
+            for f in value.fields:
+                self.lock(f, why)
+
+    def free(self, count: int) -> Field:
+        """Make labels for positions that this operator brings into being (padding, fills, expansion)."""
+        return self.space.fresh(count)
+
+    def tie(self, a: Field | None, b: Field | None, why: str) -> None:
+        """Unite two fields; where only one exists the other side has a fixed size, so lock."""
+        if a is not None and b is not None:
+            self.space.unite(a, b)
+        else:
+            self.lock(a if a is not None else b, why)
+
+    def pin(self, labels: Field, axis: int) -> None:
+        """Demand that what ``labels`` tracks never varies along ``axis`` (an index or a fixed count is taken)."""
+        self.notes.rectangles.append((self.index, labels, (axis,)))
+
+    def drop(self, labels: Field, axis: int) -> Field:
+        """Remove an axis (left as size 1); where the field goes on along others, unite along the lost one."""
+        if set(self.space.varies(labels)) - {axis}:
+            return self.space.unite_along(labels, axis)
+        return first_along(labels, axis)
+
+    def expect(self, argument: Callable[..., int], labels: Field, meaning: str) -> None:
+        """Demand that an integer argument equals the number of ``labels`` that stay, whenever it is verified."""
+        self.notes.expectations.setdefault(self.index, []).append(
+            Expectation(argument, labels.ravel(), meaning)
+        )
+
+    def count_macs(self, factor: int, axes: Sequence[tuple[int, Field | None]]) -> None:
+        """Note a cost in MACs: ``factor`` times the number of positions that stay on each axis.
+
+        Args:
+            factor: Whatever does not depend on labels.
+            axes: Size of each axis, and the field that varies along it.
+        """
+        fixed = math.prod(size for size, labels in axes if labels is None)
+        tracked = [labels for _, labels in axes if labels is not None]
+        self.notes.macs.setdefault(self.index, []).append((factor * fixed, tracked))
+
+    def reader(self, labels: Field | None) -> None:
+        """Note that these labels of a weight consume channels: the label ends here."""
+        if labels is not None:
+            self.notes.readers.append(labels)
+
+    def writer(self, labels: Field | None) -> None:
+        """Note that these labels of a weight produce channels."""
+        if labels is not None:
+            self.notes.writers.append(labels)
+
+
+def align(value: Labels, ndim: int) -> Labels:
+    """Prepend axes of size 1, as broadcasting does."""
+    if len(value.shape) == ndim:
+        return value
+    lead = (1,) * (ndim - len(value.shape))
+    return Labels(
+        lead + value.shape, tuple(f.reshape(lead + f.shape) for f in value.fields), value.direct, value.static
+    )
+
+
+def combine(ctx: RuleContext, operands: Sequence[Labels], shape: tuple[int, ...]) -> tuple[Field, ...]:
+    """Unite what operands of equal rank carry on the same positions; a tracked axis must be so in all of them."""
+    for axis, size in enumerate(shape):
+        present = [v for v in operands if v.shape[axis] == size > 1]
+        tracked = [f for v in present if (f := v.along(axis)) is not None]
+        if len(tracked) < len(present):
+            for f in tracked:
+                ctx.lock(f, "meets a tensor whose size there is fixed")
+    return ctx.space.merge([f for v in operands for f in v.fields])
+
+
+def pointwise(ctx: RuleContext, operands: Sequence[Labels], shape: tuple[int, ...]) -> Labels:
+    """Broadcast operands to ``shape`` and unite what falls on the same positions."""
+    fields = combine(ctx, [align(value, len(shape)) for value in operands], shape)
+    return Labels(shape, tuple(f for f in fields if axes_of(f)), static=all(v.static for v in operands))
+
+
+def find_labels(values: Any) -> list[Labels]:
+    """Return all labels in nested lists and tuples of arguments."""
+    if isinstance(values, Labels):
+        return [values]
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, (list, tuple)):
+        return []
+    return [found for value in values for found in find_labels(value)]

@@ -1,0 +1,273 @@
+"""Rules for operators that multiply and sum: convolution, linear, matrix products, attention, embedding.
+
+All of them are one thing: axes have letters, letters that the result lacks are summed over. A weight whose axis is
+summed over *reads* the channels there; a weight whose axis stays *writes* them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from string import ascii_lowercase
+from typing import Any
+
+import numpy as np
+
+from lightning_taylor_prune.labels import Field, Labels, axes_of, first_along, on_axis
+from lightning_taylor_prune.rules.base import RuleContext, combine, pointwise, register_rule
+
+
+def contract(
+    ctx: RuleContext, operands: Sequence[Labels], letters: Sequence[str], result: str, factor: int = 1
+) -> Labels:
+    """Apply an einsum to labels.
+
+    Args:
+        ctx: The operator at hand.
+        operands: Labels of its tensors.
+        letters: One string per operand, a letter per axis.
+        result: Letters of the result; the others are summed over.
+        factor: How often the product is taken (positions times kernel size, in a convolution), for the cost.
+    """
+    order = result + "".join(sorted(set("".join(letters)) - set(result)))
+    spread = [_spread(value, names, order) for value, names in zip(operands, letters, strict=True)]
+    sizes = tuple(max(value.shape[i] for value in spread) for i in range(len(order)))
+    live = not all(value.static for value in operands)
+    for value, names in zip(spread, letters, strict=True):
+        if value.static and live:
+            _note_roles(ctx, value, [(order.index(n), n in result) for n in names])
+    fields = list(combine(ctx, spread, sizes))
+    if live:
+        along = [next((f for f in fields if f.shape[axis] > 1), None) for axis in range(len(order))]
+        ctx.count_macs(
+            factor, [(size, _line(f, i)) for i, (size, f) in enumerate(zip(sizes, along, strict=True))]
+        )
+    for axis in range(len(result), len(order)):
+        has_weight = any(
+            value.static for value, names in zip(spread, letters, strict=True) if order[axis] in names
+        )
+        fields = [_sum_over(ctx, f, axis, has_weight) if f.shape[axis] > 1 else f for f in fields]
+    kept = [f.reshape(f.shape[: len(result)]) for f in fields]
+    return Labels(sizes[: len(result)], tuple(f for f in kept if axes_of(f)), static=not live)
+
+
+def _line(labels: Field | None, axis: int) -> Field | None:
+    """Return the labels along one axis, at the first position of all others."""
+    return None if labels is None else np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])[0]
+
+
+def _spread(value: Labels, names: str, order: str) -> Labels:
+    """Arrange the axes of a value in the common order, absent ones with size 1; a repeated letter is a diagonal."""
+    if len(set(names)) < len(names):
+        value = _diagonal(value, names)
+        names = "".join(dict.fromkeys(names))
+    places = [names.find(n) for n in order]
+    shape = tuple(value.shape[p] if p >= 0 else 1 for p in places)
+    present = [p for p in places if p >= 0]
+    fields = tuple(
+        f.transpose(present).reshape([f.shape[p] if p >= 0 else 1 for p in places]) for f in value.fields
+    )
+    return Labels(shape, fields, value.direct, value.static)
+
+
+def _diagonal(value: Labels, names: str) -> Labels:
+    """Keep one axis per letter, without labels on the repeated ones (their partners then lock)."""
+    keep = [names.index(n) for n in dict.fromkeys(names)]
+    plain = [f for f in value.fields if all(names.count(names[a]) == 1 for a in axes_of(f))]
+    shape = tuple(value.shape[i] for i in keep)
+    return Labels(shape, tuple(f.reshape([f.shape[i] for i in keep]) for f in plain), static=value.static)
+
+
+def _note_roles(ctx: RuleContext, weight: Labels, axes: Sequence[tuple[int, bool]]) -> None:
+    for axis, stays in axes:
+        (ctx.writer if stays else ctx.reader)(weight.along(axis))
+
+
+def _sum_over(ctx: RuleContext, labels: Field, axis: int, has_weight: bool) -> Field:
+    """Drop a contracted axis. Between two activations it must go on elsewhere (heads), or nothing may leave.
+
+    The width over which two activations are multiplied sets their scale (the temperature of attention), which the
+    network's code holds.
+    """
+    if not has_weight and not set(ctx.space.varies(labels)) - {axis}:
+        ctx.lock(labels, "is contracted between two activations, where the width sets the scale")
+    return ctx.drop(labels, axis)
+
+
+# --- linear algebra -----------------------------------------------------------------------------------------------
+
+
+@register_rule("aten.linear")
+def linear(ctx: RuleContext, x: Labels, weight: Labels, bias: Labels | None = None) -> Labels:
+    """``x @ weight.T + bias``."""
+    lead = ascii_lowercase[: len(x.shape) - 1]
+    product = contract(ctx, [x, weight], [lead + "z", "yz"], lead + "y")
+    return _with_bias(ctx, product, bias)
+
+
+def _with_bias(ctx: RuleContext, product: Labels, bias: Labels | None) -> Labels:
+    return product if bias is None else pointwise(ctx, [product, bias], product.shape)
+
+
+@register_rule("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot", "aten.linalg_matmul")
+def matmul(ctx: RuleContext, a: Labels, b: Labels, **kwargs: Any) -> Labels:
+    """Matrix products with broadcast batch axes, and vectors, as ``torch.matmul`` reads them."""
+    batch_a, batch_b = max(len(a.shape) - 2, 0), max(len(b.shape) - 2, 0)
+    lead = ascii_lowercase[: max(batch_a, batch_b)]
+    rows = "x" if len(a.shape) > 1 else ""
+    columns = "y" if len(b.shape) > 1 else ""
+    letters_a = lead[len(lead) - batch_a :] + rows + "z"
+    letters_b = lead[len(lead) - batch_b :] + "z" + columns
+    return contract(ctx, [a, b], [letters_a, letters_b], lead + rows + columns)
+
+
+@register_rule("aten.addmm", "aten.baddbmm", "aten.addbmm", "aten.addmv")
+def addmm(ctx: RuleContext, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> Labels:
+    """``bias + a @ b``."""
+    product = matmul(ctx, a, b)
+    if len(product.shape) > len(ctx.shape):  # addbmm sums over the batch
+        product = Labels(product.shape[1:], tuple(f[0] for f in product.fields if f.shape[0] == 1))
+    return pointwise(ctx, [product, bias], ctx.shape)
+
+
+@register_rule("aten.einsum")
+def einsum(ctx: RuleContext, equation: str, operands: Sequence[Labels], **kwargs: Any) -> Labels:
+    """Any einsum; an ellipsis is spelled out first."""
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    letters = inputs.split(",")
+    spare = [c for c in ascii_lowercase + ascii_lowercase.upper() if c not in equation]
+    rank = max(
+        (len(v.shape) - len(n) + 3 for n, v in zip(letters, operands, strict=True) if "..." in n), default=0
+    )
+    dots = "".join(spare[:rank])
+    letters = [
+        n.replace("...", dots[rank - (len(v.shape) - len(n) + 3) :]) if "..." in n else n
+        for n, v in zip(letters, operands, strict=True)
+    ]
+    if not arrow:
+        joined = "".join(letters)
+        result = "..." + "".join(sorted(c for c in set(joined) if joined.count(c) == 1 and c not in dots))
+    return contract(ctx, operands, letters, result.replace("...", dots))
+
+
+@register_rule("aten.scaled_dot_product_attention")
+def attention(
+    ctx: RuleContext,
+    q: Labels,
+    k: Labels,
+    v: Labels,
+    attn_mask: Labels | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Labels:
+    """``softmax(q @ k.T) @ v``: heads (batch axes) go through, query and key widths are contracted."""
+    if kwargs.get("enable_gqa"):
+        ctx.lock_all([q, k, v], "shares key-value heads among query heads")
+        return Labels(ctx.shape)
+    lead = ascii_lowercase[: len(q.shape) - 2]
+    scores = contract(ctx, [q, k], [lead + "lx", lead + "sx"], lead + "ls")
+    if attn_mask is not None:
+        scores = pointwise(ctx, [scores, attn_mask], scores.shape)
+    return contract(ctx, [scores, v], [lead + "ls", lead + "sy"], lead + "ly")
+
+
+@register_rule("aten.embedding")
+def embedding(ctx: RuleContext, weight: Labels, indices: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """Rows of a table: the rows stay, the columns are channels."""
+    ctx.lock(weight.along(0), "is indexed by data")
+    columns = weight.along(1)
+    ctx.writer(columns)
+    rank = len(ctx.shape)
+    return Labels(ctx.shape, () if columns is None else (on_axis(columns.ravel(), rank - 1, rank),))
+
+
+# --- convolution --------------------------------------------------------------------------------------------------
+
+
+@register_rule("aten.conv1d", "aten.conv2d", "aten.conv3d")
+def conv(
+    ctx: RuleContext,
+    x: Labels,
+    weight: Labels,
+    bias: Labels | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Labels:
+    """Convolution, ``weight`` of shape ``[out, in / groups, *kernel]``."""
+    kernel = weight.shape[2:]
+    factor = math.prod(kernel) * math.prod(ctx.shape[len(ctx.shape) - len(kernel) :])
+    x, weight = _flat(ctx, x, len(x.shape) - len(kernel)), _flat(ctx, weight, 2)
+    lead = "n" if len(x.shape) > 1 else ""
+    if groups == 1:
+        return _to_space(ctx, contract(ctx, [x, weight], [lead + "i", "oi"], lead + "o", factor), bias)
+    out = weight.along(0)
+    ctx.lock(weight.along(1), "is counted per group")
+    _tie_groups(ctx, x.along(-1), out, groups)
+    ctx.writer(out)
+    ctx.count_macs(factor * math.prod(x.shape[:-1]) * weight.shape[1], [(weight.shape[0], _line(out, 0))])
+    fields = [] if out is None else [on_axis(out.ravel(), len(x.shape) - 1, len(x.shape))]
+    return _to_space(ctx, Labels((*x.shape[:-1], weight.shape[0]), tuple(fields)), bias)
+
+
+@register_rule("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
+def conv_transpose(
+    ctx: RuleContext,
+    x: Labels,
+    weight: Labels,
+    bias: Labels | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Labels:
+    """Transposed convolution, ``weight`` of shape ``[in, out / groups, *kernel]``."""
+    kernel = weight.shape[2:]
+    factor = math.prod(kernel) * math.prod(x.shape[len(x.shape) - len(kernel) :])
+    x, weight = _flat(ctx, x, len(x.shape) - len(kernel)), _flat(ctx, weight, 2)
+    lead = "n" if len(x.shape) > 1 else ""
+    if groups == 1:
+        return _to_space(ctx, contract(ctx, [x, weight], [lead + "i", "io"], lead + "o", factor), bias)
+    ctx.lock(weight.along(1), "is counted per group")
+    rows = weight.along(0)
+    _tie_groups(ctx, x.along(-1), rows, groups)
+    ctx.writer(rows)
+    ctx.count_macs(factor * math.prod(x.shape[:-1]) * weight.shape[1], [(weight.shape[0], _line(rows, 0))])
+    if rows is None:
+        return _to_space(ctx, Labels(ctx.shape[: len(x.shape)]), bias)
+    heads = rows.reshape(groups, -1)[:, :1]
+    out = np.broadcast_to(heads, (groups, weight.shape[1])).ravel()
+    rank = len(x.shape)
+    return _to_space(ctx, Labels((*x.shape[:-1], len(out)), (on_axis(out, rank - 1, rank),)), bias)
+
+
+def _flat(ctx: RuleContext, value: Labels, keep: int) -> Labels:
+    """Drop spatial (or kernel) axes; a field that varies there cannot be followed."""
+    for f in value.fields:
+        if max(f.shape[keep:], default=1) > 1:
+            ctx.lock(f, "varies over the positions that a convolution slides over")
+    fields = tuple(f.reshape(f.shape[:keep]) for f in value.fields if max(f.shape[keep:], default=1) == 1)
+    return Labels(value.shape[:keep], fields, value.direct, value.static)
+
+
+def _tie_groups(ctx: RuleContext, channels: Field | None, filters: Field | None, groups: int) -> None:
+    """Whole groups of a grouped convolution leave together: what they read and what they write."""
+    if channels is None or filters is None:
+        ctx.tie(channels, filters, "meets a tensor whose size there is fixed")
+        return
+    for lost in axes_of(channels)[:-1]:
+        channels = ctx.space.unite_along(channels, lost)
+    read, written = channels.reshape(groups, -1), filters.reshape(groups, -1)
+    ctx.space.unite(first_along(read, 1), read)
+    ctx.space.unite(first_along(written, 1), written)
+    ctx.space.unite(read[:, 0], written[:, 0])
+
+
+def _to_space(ctx: RuleContext, flat: Labels, bias: Labels | None) -> Labels:
+    """Give the result its spatial axes back and add the bias, which lies along the channels."""
+    flat = _with_bias(ctx, flat, bias)
+    shape = ctx.shape
+    tail = (1,) * (len(shape) - len(flat.shape))
+    return Labels(shape, tuple(f.reshape(f.shape + tail) for f in flat.fields), static=flat.static)

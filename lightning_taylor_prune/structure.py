@@ -1,0 +1,263 @@
+"""What an interpretation says, arranged for counting: units, groups and every size that depends on them.
+
+Nothing here changes when channels leave; a boolean array over labels (``alive``) says which are still there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_taylor_prune.interpret import Interpretation
+from lightning_taylor_prune.labels import Field, Labels, axes_of, first_along
+
+Alive = npt.NDArray[np.bool_]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Units that touch the same parameter axes: a group, whatever its current size.
+
+    Attributes:
+        name: Module of the first writer, numbered where several families share it.
+        roots: Root label of each unit, in the order of the first writer's channels.
+        exact: Removing a unit is the same as setting it to zero.
+    """
+
+    name: str
+    roots: Field
+    exact: bool
+
+
+@dataclass(frozen=True)
+class ShapeRule:
+    """A shape, some axes of which are counted."""
+
+    shape: Shape
+    counted: tuple[tuple[int, int], ...]
+
+    def apply(self, counts: Sequence[int]) -> Shape:
+        """Return the shape with the counted axes filled in."""
+        if not self.counted:
+            return self.shape
+        sizes = list(self.shape)
+        for axis, number in self.counted:
+            sizes[axis] = counts[number]
+        return tuple(sizes)
+
+
+class _Counter:
+    """Collects label arrays to be counted together; the same array object is counted once."""
+
+    def __init__(self, roots: Field) -> None:
+        self._roots = roots
+        self._arrays: list[Field] = []
+        self._numbers: dict[int, tuple[int, int] | None] = {}
+        self._kept_alive: list[Field] = []
+
+    def number_of(self, labels: Field) -> int:
+        """Register a 1-D array of labels; returns its number."""
+        found = self._lookup(labels, lambda: (0, self._roots[labels]))
+        assert found is not None
+        return found[1]
+
+    def shape_rule(self, value: Labels) -> ShapeRule:
+        """Register the axes along which a value's fields still vary."""
+        found = (self._lookup(f, lambda f=f: self._varying_line(f)) for f in value.fields)  # type: ignore[misc]
+        return ShapeRule(value.shape, tuple(pair for pair in found if pair is not None))
+
+    def _lookup(self, labels: Field, make) -> tuple[int, int] | None:  # type: ignore[no-untyped-def]
+        if id(labels) not in self._numbers:
+            self._kept_alive.append(labels)
+            line = make()
+            if line is not None:
+                self._arrays.append(line[1])
+                line = (line[0], len(self._arrays) - 1)
+            self._numbers[id(labels)] = line
+        return self._numbers[id(labels)]
+
+    def _varying_line(self, labels: Field) -> tuple[int, Field] | None:
+        roots = self._roots[labels]
+        axes = [a for a in axes_of(roots) if (roots != first_along(roots, a)).any()]
+        if len(axes) != 1:
+            return None
+        return axes[0], np.moveaxis(roots, axes[0], -1).reshape(-1, roots.shape[axes[0]])[0]
+
+    def finish(self) -> tuple[Field, Field]:
+        """Return all arrays in one, and where each starts."""
+        lengths = [len(a) for a in self._arrays]
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+        return np.concatenate(self._arrays) if self._arrays else np.empty(0, dtype=np.int64), starts
+
+
+class Structure:
+    """Units, groups, and rules for every shape in the network.
+
+    Attributes:
+        interpretation: What this was made from.
+        families: The groups.
+        tensors: Shape rule of every parameter and buffer.
+        results: Per trace and operator, shape rules of its results.
+        expectations: Per trace and operator, the numbers of the counts its integer arguments must equal.
+    """
+
+    def __init__(self, interpretation: Interpretation) -> None:
+        self.interpretation = interpretation
+        counter = _Counter(interpretation.roots)
+        self.tensors = self._tensor_rules(counter)
+        self.results = [
+            [[counter.shape_rule(v) for v in values] for values in run] for run in interpretation.results
+        ]
+        self.expectations = [
+            {index: [(e, counter.number_of(e.labels)) for e in found] for index, found in run.items()}
+            for run in interpretation.expectations
+        ]
+        self._macs = [
+            (factor, [counter.number_of(f) for f in fields])
+            for costs in interpretation.macs[0].values()
+            for factor, fields in costs
+        ]
+        self._flat, self._starts = counter.finish()
+        self.families = _find_families(self)
+
+    @cached_property
+    def axis_of_label(self) -> Field:
+        """Number of the parameter axis that each parameter label lies on."""
+        return np.repeat(np.arange(len(self.sizes)), self.sizes)
+
+    @cached_property
+    def sizes(self) -> Field:
+        """Length of every parameter axis."""
+        return np.array([axis.size for axis in self.interpretation.axes], dtype=np.int64)
+
+    @cached_property
+    def parameter_roots(self) -> Field:
+        """Roots of the labels on parameter axes, axis after axis."""
+        return self.interpretation.roots[: int(self.sizes.sum())]
+
+    def roots_on(self, number: int) -> Field:
+        """Return the roots along one parameter axis."""
+        axis = self.interpretation.axes[number]
+        return self.interpretation.roots[axis.start : axis.start + axis.size]
+
+    def everything(self) -> Alive:
+        """Return the state in which nothing has left."""
+        return np.ones(len(self.interpretation.roots), dtype=bool)
+
+    def counts(self, alive: Alive) -> list[int]:
+        """Return every registered count."""
+        if not len(self._flat):
+            return []
+        return np.add.reduceat(alive[self._flat], self._starts, dtype=np.int64).tolist()
+
+    def tensor_shapes(self, alive: Alive) -> dict[str, Shape]:
+        """Return the shape of every parameter and buffer, tied ones under their first name."""
+        counts = self.counts(alive)
+        return {name: rule.apply(counts) for name, rule in self.tensors.items()}
+
+    def macs(self, alive: Alive) -> int:
+        """Return the MACs of the first traced call."""
+        counts = self.counts(alive)
+        return sum(factor * math.prod(counts[n] for n in numbers) for factor, numbers in self._macs)
+
+    def _tensor_rules(self, counter: _Counter) -> dict[str, ShapeRule]:
+        counted: dict[str, list[tuple[int, int]]] = {}
+        for axis in self.interpretation.axes:
+            number = counter.number_of(np.arange(axis.start, axis.start + axis.size))
+            counted.setdefault(axis.tensor, []).append((axis.dim, number))
+        rules, seen = {}, set()
+        for name, tensor in self.interpretation.traces[0].tensors.items():
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                rules[name] = ShapeRule(tuple(tensor.shape), tuple(counted.get(name, ())))
+        return rules
+
+
+def _find_families(structure: Structure) -> tuple[Family, ...]:
+    """Sort prunable units into families by the set of axes that they touch."""
+    roots, axis_of = structure.parameter_roots, structure.axis_of_label
+    prunable = _prunable(structure)
+    chosen = np.flatnonzero(prunable[roots])
+    if not len(chosen):
+        return ()
+    units, unit_of = np.unique(roots[chosen], return_inverse=True)
+    axis_count = len(structure.sizes)
+    pairs = np.unique(unit_of * axis_count + axis_of[chosen])
+    marks = np.random.default_rng(0).integers(0, 2**63, axis_count, dtype=np.uint64)
+    keys = np.zeros(len(units), dtype=np.uint64)
+    np.add.at(keys, pairs // axis_count, marks[pairs % axis_count])
+    ranks, labels = _first_writers(structure, chosen, unit_of, len(units))
+    order = np.lexsort((labels, ranks))
+    families: dict[int, list[int]] = {}
+    for unit in order.tolist():
+        families.setdefault(int(keys[unit]), []).append(unit)
+    inexact = set(structure.interpretation.inexact.tolist())
+    names = _names(structure, [int(labels[members[0]]) for members in families.values()])
+    return tuple(
+        Family(name, units[members], inexact.isdisjoint(units[members].tolist()))
+        for name, members in zip(names, families.values(), strict=True)
+    )
+
+
+def _prunable(structure: Structure) -> Alive:
+    """Return, by root, what is not locked and is written or read by some weight."""
+    interpretation = structure.interpretation
+    prunable = np.zeros(len(interpretation.roots), dtype=bool)
+    for number in {*interpretation.readers, *interpretation.writers}:
+        prunable[structure.roots_on(number)] = True
+    prunable[list(interpretation.locked)] = False
+    return prunable
+
+
+def _first_writers(structure: Structure, chosen: Field, unit_of: Field, count: int) -> tuple[Field, Field]:
+    """Return each unit's earliest writer axis (its rank in execution order) and first label there."""
+    axis_count = len(structure.sizes)
+    rank_of_axis = np.arange(axis_count) + axis_count
+    writers = structure.interpretation.writers
+    rank_of_axis[list(writers)] = np.arange(len(writers))
+    ranks = np.full(count, 2 * axis_count)
+    rank = rank_of_axis[structure.axis_of_label[chosen]]
+    np.minimum.at(ranks, unit_of, rank)
+    first = rank == ranks[unit_of]
+    labels = np.full(count, len(structure.interpretation.roots))
+    np.minimum.at(labels, unit_of[first], chosen[first])
+    return ranks, labels
+
+
+def _names(structure: Structure, labels: Sequence[int]) -> list[str]:
+    """Name families after the module that holds their first writer."""
+    names: list[str] = []
+    used: dict[str, int] = {}
+    for label in labels:
+        tensor = structure.interpretation.axes[int(structure.axis_of_label[label])].tensor
+        name = layer_name(tensor)
+        used[name] = used.get(name, 0) + 1
+        names.append(name if used[name] == 1 else f"{name}#{used[name]}")
+    return names
+
+
+def layer_name(tensor: str) -> str:
+    """Return the module's name for a parameter's: ``"conv1"`` for ``"conv1.weight"``, parametrized or not."""
+    owner, _, name = tensor.rpartition(".")
+    return owner.partition(".parametrizations.")[0] or name
+
+
+def locked_channels(structure: Structure) -> Mapping[tuple[str, str], int]:
+    """Return how many channels each writer cannot lose, by (layer, reason)."""
+    interpretation = structure.interpretation
+    locked = interpretation.locked
+    table: dict[tuple[str, str], int] = {}
+    for number in interpretation.writers:
+        axis = interpretation.axes[number]
+        roots, counts = np.unique(structure.roots_on(number), return_counts=True)
+        for root, count in zip(roots.tolist(), counts.tolist(), strict=True):
+            if root in locked:
+                key = (layer_name(axis.tensor), locked[root])
+                table[key] = table.get(key, 0) + count
+    return table

@@ -1,0 +1,206 @@
+"""Apply a plan: make parameters, buffers, gradients, attributes and optimizer state smaller, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_taylor_prune.errors import PlanError, VerificationError
+from lightning_taylor_prune.groups import ChannelGroups
+from lightning_taylor_prune.modules import AttributeUpdate, attribute_updates
+from lightning_taylor_prune.optimizers import OptimizerStateMode, Replacement, prepare_optimizer
+from lightning_taylor_prune.plan import Cut, PruningPlan
+from lightning_taylor_prune.verify import memory_format_of
+
+
+def prune_(
+    model: nn.Module,
+    plan: PruningPlan,
+    optimizers: Sequence[object] | object = (),
+    optimizer_state: OptimizerStateMode = "reset",
+) -> ChannelGroups | None:
+    """Cut a network to a plan, in place; either all of it is done or nothing.
+
+    Every tensor that shrinks becomes a new one with the same flags, attributes, hooks, dtype, device and memory
+    format; modules keep their identity, mode and hooks. The network's own code is run without data at the new
+    shapes before anything is changed.
+
+    Args:
+        model: The network that the plan was made for.
+        plan: From :func:`~lightning_taylor_prune.selection.select` or
+            :meth:`~lightning_taylor_prune.groups.ChannelGroups.plan`.
+        optimizers: Optimizers that hold the network's parameters.
+        optimizer_state: ``"reset"`` clears the state of all their parameters; ``"slice"`` keeps the state of the
+            channels that stay, bit for bit.
+
+    Returns:
+        The groups of the network as it is now, for the next plan; ``None`` where the plan does not know its groups.
+
+    Raises:
+        PlanError: The plan does not fit the network.
+        VerificationError: The network's code contradicts the plan; nothing was changed.
+    """
+    _refuse_wrappers(model)
+    check_fit(model, plan)
+    groups: ChannelGroups | None = plan.groups
+    if not plan:
+        return groups
+    if groups is not None and (divergence := groups.verify(model, plan)) is not None:
+        raise VerificationError(
+            f"The plan cannot be carried out: {divergence.message}. Nothing was changed.", divergence
+        )
+    cut_tensors_(model, plan, optimizers, optimizer_state)
+    return None if groups is None else groups.after(plan)
+
+
+def cut_tensors_(
+    model: nn.Module,
+    plan: PruningPlan,
+    optimizers: Sequence[object] | object = (),
+    optimizer_state: OptimizerStateMode = "reset",
+) -> None:
+    """Carry out a plan's cuts without running the network; all or nothing like :func:`prune_`."""
+    updates = attribute_updates(model, plan.cuts)
+    replaced = [_smaller(_tensor(model, name), cuts) for name, cuts in plan.by_tensor()]
+    parameters = [r for r in replaced if isinstance(r, Replacement)]
+    several = optimizers if isinstance(optimizers, (list, tuple)) else [optimizers]
+    swaps = [prepare_optimizer(optimizer, parameters, optimizer_state) for optimizer in several]
+    transaction = _Transaction()
+    try:
+        _move_tensors(model, replaced, transaction)
+        _set_attributes(updates, transaction)
+        for swap in swaps:
+            transaction.do(swap.commit, swap.rollback)
+    except BaseException:
+        transaction.undo()
+        raise
+
+
+@dataclass(frozen=True, eq=False)
+class _BufferReplacement:
+    old: Tensor
+    new: Tensor
+
+
+class _Transaction:
+    """Steps done so far, and how to take each back."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], Any]] = []
+
+    def do(self, step: Callable[[], Any], undo: Callable[[], Any]) -> None:
+        """Do a step; its undo is noted first, so that a step that fails half-way is taken back as well."""
+        self._undo.append(undo)
+        step()
+
+    def undo(self) -> None:
+        """Take back all steps, the last one first."""
+        while self._undo:
+            self._undo.pop()()
+
+
+def _refuse_wrappers(model: nn.Module) -> None:
+    if type(model).__name__ in (
+        "DistributedDataParallel",
+        "DataParallel",
+        "OptimizedModule",
+        "FullyShardedDataParallel",
+    ):
+        raise PlanError(
+            f"Expected the network itself, but got it wrapped in {type(model).__name__}; unwrap it first."
+        )
+
+
+def check_fit(model: nn.Module, plan: PruningPlan) -> None:
+    """Check that every tensor of a plan exists and has the size that the plan starts from.
+
+    Raises:
+        PlanError: One does not.
+    """
+    for cut in plan.cuts:
+        tensor = _tensor(model, cut.tensor)
+        if tensor.dim() <= cut.dim or tensor.shape[cut.dim] != cut.size:
+            raise PlanError(
+                f"The plan expects `{cut.tensor}` to have {cut.size} positions on axis {cut.dim}, but its shape is "
+                f"{tuple(tensor.shape)}. Was the network changed since the plan was made?"
+            )
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    owner, _, leaf = name.rpartition(".")
+    try:
+        module = model.get_submodule(owner)
+    except AttributeError as error:
+        raise PlanError(f"The plan names `{name}`, but the network has no module `{owner}`.") from error
+    tensor = module._parameters.get(leaf, module._buffers.get(leaf))
+    if tensor is None:
+        raise PlanError(f"The plan names `{name}`, but the network has no such parameter or buffer.")
+    return tensor
+
+
+def _smaller(old: Tensor, cuts: tuple[Cut, ...]) -> Replacement | _BufferReplacement:
+    """Build the new tensor of a parameter (with its gradient) or buffer."""
+    data = take(old, cuts)
+    if not isinstance(old, nn.Parameter):
+        return _BufferReplacement(old, data.requires_grad_(old.requires_grad))
+    new = nn.Parameter(data, requires_grad=old.requires_grad)
+    new.__dict__.update(old.__dict__)
+    if old.grad is not None:
+        new.grad = take(old.grad, cuts)
+    # The hook tables move as they are, so that handles which users hold still remove their hooks.
+    if old._backward_hooks:
+        new._backward_hooks = old._backward_hooks
+    if old._post_accumulate_grad_hooks:
+        new._post_accumulate_grad_hooks = old._post_accumulate_grad_hooks
+    return Replacement(old, new, cuts)
+
+
+@torch.no_grad()
+def take(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
+    """Return the part of a tensor that stays, in the tensor's memory format."""
+    part = tensor.detach()
+    for cut in cuts:
+        part = part.index_select(cut.dim, torch.tensor(cut.keep, device=tensor.device))
+    return part.contiguous(memory_format=memory_format_of(tensor))
+
+
+def _move_tensors(
+    model: nn.Module, replaced: Sequence[Replacement | _BufferReplacement], transaction: _Transaction
+) -> None:
+    """Put new tensors wherever modules hold the old ones: tables of parameters and buffers, plain attributes."""
+    new = {id(r.old): r.new for r in replaced}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers, module.__dict__):
+            for name, value in list(table.items()):
+                if isinstance(value, Tensor) and id(value) in new:
+                    transaction.do(_setter(table, name, new[id(value)]), _setter(table, name, value))
+
+
+def _setter(table: Any, name: str, value: Any) -> Callable[[], None]:
+    return lambda: table.__setitem__(name, value)
+
+
+def _set_attributes(updates: Iterable[AttributeUpdate], transaction: _Transaction) -> None:
+    for module, name, value in updates:
+        before = getattr(module, name)
+        transaction.do(_attribute_setter(module, name, value), _attribute_setter(module, name, before))
+
+
+def _attribute_setter(module: nn.Module, name: str, value: Any) -> Callable[[], None]:
+    return lambda: setattr(module, name, value)
+
+
+def zero_(model: nn.Module, plan: PruningPlan) -> None:
+    """Set to zero, in place, what a plan would remove: the masked network that pruning must agree with."""
+    removed: Mapping[str, tuple[Cut, ...]] = dict(plan.by_tensor())
+    with torch.no_grad():
+        for name, cuts in removed.items():
+            tensor = _tensor(model, name)
+            for cut in cuts:
+                gone = torch.ones(cut.size, dtype=torch.bool, device=tensor.device)
+                gone[torch.tensor(cut.keep, device=tensor.device)] = False
+                tensor.index_fill_(cut.dim, gone.nonzero().flatten(), 0)

@@ -1,0 +1,402 @@
+"""Run a network on fake tensors and record it as an fx graph of ATen operators.
+
+Nothing is computed and nothing is allocated: parameters, buffers and inputs are ``FakeTensor`` s, and Python control
+flow runs as it does in eager mode. The operators are recorded before autograd and decompositions see them
+(``aten.conv2d``, ``aten.linear``, ``aten.batch_norm``), exactly as ``make_fx(pre_dispatch=True)`` would list them, but
+several times faster, so that the same recorder also verifies every cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from operator import getitem
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses import FakeTensorMode
+from torch.func import functional_call
+from torch.fx import Graph, Node
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map, tree_map_only
+
+from lightning_taylor_prune.errors import TraceError
+
+_TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
+_HERE = os.path.dirname(__file__) + os.sep
+
+OnCall = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One way a network is called in training.
+
+    Attributes:
+        module: Qualified name of the called module, ``""`` for the network itself.
+        args: Positional arguments; tensors in them may be real or fake.
+        kwargs: Keyword arguments, likewise.
+    """
+
+    module: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Trace:
+    """One recorded forward pass.
+
+    Attributes:
+        call: The call that was traced, its tensors fake.
+        training: Training flag of every module while tracing, by module name.
+        mode: The fake tensor mode that owns every tensor here.
+        tensors: Parameters and buffers by qualified name, fake; tied ones are one object.
+        graph: The fx graph. Placeholders are parameters and buffers (``meta["tensor"]`` holds the qualified
+            name), inputs and constants; every node has ``meta["val"]``, and operators have ``meta["source"]``
+            (file and line of the user's code) and ``meta["module"]``.
+        ops: The operator nodes in the order of execution.
+        outputs: Nodes whose values leave the network.
+        is_parameter: Names of the tensors that are parameters, not buffers.
+    """
+
+    call: Call
+    training: Mapping[str, bool]
+    mode: FakeTensorMode
+    tensors: dict[str, Tensor]
+    graph: Graph = field(default_factory=Graph)
+    ops: list[Node] = field(default_factory=list)
+    outputs: list[Node] = field(default_factory=list)
+    is_parameter: frozenset[str] = frozenset()
+
+    def signature(self) -> list[Any]:
+        """Return operators, arguments and shapes, but for what only works on single numbers (step counters).
+
+        Two traces with the same signature say the same about channels.
+        """
+        numbers: dict[Node, int] = {}
+        lines: list[Any] = []
+        for node in self.graph.nodes:
+            tensors = [
+                n.meta["val"] for n in [node, *node.all_input_nodes] if isinstance(n.meta.get("val"), Tensor)
+            ]
+            if node.op == "call_function" and tensors and all(t.dim() == 0 for t in tensors):
+                continue
+            numbers[node] = len(numbers)
+            if node.op == "call_function":
+                inputs = [numbers.get(n) for n in node.all_input_nodes]
+                lines.append((node.target, inputs, [tuple(t.shape) for t in tensors]))
+        return [*lines, [numbers.get(n) for n in self.outputs]]
+
+
+class Recorder(ProxyTorchDispatchMode):
+    """Hands every operator, before any decomposition, to a function that runs it.
+
+    Only proxy modes may sit on torch's pre-dispatch stack, hence the base class; of it nothing but the type is used.
+    """
+
+    def __init__(self, on_call: OnCall) -> None:
+        TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)
+        self._mode_key = torch._C._TorchDispatchModeKey.PROXY
+        self.enter_stack = []
+        self.pre_dispatch = True
+        self._on_call = on_call
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Pass the operator on, except for the ones that only ask a tensor for its device."""
+        if func is torch.ops.prim.device.default:
+            return func(*args, **(kwargs or {}))
+        return self._on_call(func, args, kwargs or {})
+
+
+def trace(root: nn.Module, call: Call, training: Mapping[str, bool] | None = None) -> Trace:
+    """Record one forward pass of ``root`` (or of the submodule that ``call`` names).
+
+    The module comes out untouched: same modes, buffers, attributes and random state.
+
+    Args:
+        root: The network.
+        call: Which module is called and with what.
+        training: Training flag of every module by name; by default as they are.
+
+    Raises:
+        TraceError: The forward pass failed, or depends on the values of tensors.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    recorded = Trace(
+        call=tree_fake(call, mode),
+        training=training or training_flags(root),
+        mode=mode,
+        tensors=_fake_tensors(root, mode),
+        is_parameter=frozenset(name for name, _ in root.named_parameters()),
+    )
+    builder = _GraphBuilder(root, recorded)
+    try:
+        result, leaked = run(root, recorded, recorded.tensors, builder.record)
+    except Exception as error:
+        raise TraceError(_explain(error, call)) from error
+    recorded.outputs = builder.find_nodes([result, leaked])
+    recorded.graph.output(tuple(recorded.outputs))
+    return recorded
+
+
+def run(
+    root: nn.Module, recorded: Trace, tensors: Mapping[str, Tensor], on_call: OnCall
+) -> tuple[Any, list[Any]]:
+    """Run the traced call again with other (fake) parameters; every operator goes through ``on_call``.
+
+    Returns:
+        The result, and the values that the forward pass left in attributes of its modules.
+    """
+    module = root.get_submodule(recorded.call.module)
+    prefix = f"{recorded.call.module}." if recorded.call.module else ""
+    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    with untouched(root) as leaked:
+        for name, submodule in root.named_modules():
+            submodule.training = recorded.training[name]
+        with _tracing_context(), recorded.mode, enable_python_dispatcher(), Recorder(on_call):
+            # Python control flow that draws (LayerDrop, say) must repeat itself when the cut is verified.
+            random.seed(0)
+            np.random.seed(0)  # noqa: NPY002
+            result = functional_call(module, own, recorded.call.args, dict(recorded.call.kwargs))
+    return result, leaked
+
+
+def training_flags(root: nn.Module) -> dict[str, bool]:
+    """Return the training flag of every module by qualified name."""
+    return {name: module.training for name, module in root.named_modules()}
+
+
+def tree_fake(call: Call, mode: FakeTensorMode) -> Call:
+    """Return the call with its tensors replaced by fake ones, so that no memory is held."""
+
+    def fake(tensor: Tensor) -> Tensor:
+        if isinstance(tensor, torch._subclasses.FakeTensor):
+            with mode:
+                return torch.empty_strided(
+                    tensor.shape,
+                    tensor.stride(),
+                    dtype=tensor.dtype,
+                    device=tensor.device,
+                    requires_grad=tensor.requires_grad,
+                )
+        return mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
+
+    args, kwargs = tree_map_only(Tensor, fake, (call.args, dict(call.kwargs)))
+    return Call(call.module, args, kwargs)
+
+
+@contextlib.contextmanager
+def untouched(root: nn.Module) -> Iterator[list[Any]]:
+    """Undo whatever a forward pass leaves behind in modules and random generators.
+
+    Yields:
+        A list that holds, afterwards, every attribute value that had been set or replaced.
+    """
+    leaked: list[Any] = []
+    saved = [(module, _snapshot(module)) for module in root.modules()]
+    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield leaked
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        for module, snapshot in saved:
+            leaked.extend(_restore(module, snapshot))
+
+
+def _snapshot(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    return {
+        key: (value, value.copy() if isinstance(value, (dict, list, set)) and value else None)
+        for key, value in module.__dict__.items()
+    }
+
+
+def _restore(module: nn.Module, snapshot: Mapping[str, tuple[Any, Any]]) -> list[Any]:
+    leaked = [value for key, value in module.__dict__.items() if key not in snapshot]
+    for key, (value, content) in snapshot.items():
+        if module.__dict__.get(key) is not value:
+            leaked.append(module.__dict__.get(key))
+        if isinstance(value, (dict, list, set)) and (value or content):
+            leaked.extend(_restore_container(value, content))
+    module.__dict__.clear()
+    module.__dict__.update((key, value) for key, (value, _) in snapshot.items())
+    return leaked
+
+
+def _restore_container(value: Any, content: Any) -> list[Any]:
+    if value == content if isinstance(value, set) else _same_items(value, content):
+        return []
+    leaked = list(value.values()) if isinstance(value, dict) else list(value)
+    value.clear()
+    if content:
+        value.extend(content) if isinstance(value, list) else value.update(content)
+    return leaked
+
+
+def _same_items(value: Any, content: Any) -> bool:
+    if content is None or len(value) != len(content):
+        return False
+    if isinstance(value, dict):
+        return all(k in content and content[k] is v for k, v in value.items())
+    return all(a is b for a, b in zip(value, content, strict=True))
+
+
+@contextlib.contextmanager
+def _tracing_context() -> Iterator[None]:
+    """Grad mode on and attention's fused inference path off: both decide which operators are called."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _fake_tensors(root: nn.Module, mode: FakeTensorMode) -> dict[str, Tensor]:
+    fakes: dict[int, Tensor] = {}
+    named = [
+        *root.named_parameters(remove_duplicate=False),
+        *root.named_buffers(remove_duplicate=False),
+    ]
+    for name, tensor in named:
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise TraceError(
+                f"Parameter `{name}` is not initialized; run one batch through the network first."
+            )
+        if id(tensor) not in fakes:
+            fakes[id(tensor)] = mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
+    return {name: fakes[id(tensor)] for name, tensor in named}
+
+
+class _GraphBuilder:
+    """Turns recorded operators into fx nodes."""
+
+    def __init__(self, root: nn.Module, recorded: Trace) -> None:
+        self._trace = recorded
+        self._nodes: dict[int, Node] = {}
+        self._alive: list[Any] = []  # ids are only unique among living tensors
+        self._module_names = {id(m): name for name, m in root.named_modules()}
+        for name, tensor in recorded.tensors.items():
+            if id(tensor) not in self._nodes:
+                self._placeholder(tensor, "tensor", name)
+        for tensor in find_tensors([recorded.call.args, recorded.call.kwargs]):
+            self._placeholder(tensor, "input", True)
+
+    def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operator and append its node."""
+        node_args, node_kwargs = tree_map(self._as_node, (args, kwargs))
+        result = func(*args, **kwargs)
+        node = self._trace.graph.call_function(func, node_args, node_kwargs)
+        node.meta.update(val=result, source=_source_line(), module=self._module_name())
+        self._trace.ops.append(node)
+        self._alive.append(result)
+        if isinstance(result, Tensor):
+            self._nodes[id(result)] = node
+        elif isinstance(result, (tuple, list)):
+            for i, item in enumerate(result):
+                if isinstance(item, Tensor):
+                    self._nodes[id(item)] = self._trace.graph.call_function(getitem, (node, i))
+                    self._nodes[id(item)].meta["val"] = item
+        return result
+
+    def find_nodes(self, result: Any) -> list[Node]:
+        """Return the nodes of all tensors in a nested structure of any kind."""
+        return [self._nodes[id(t)] for t in find_tensors(result) if id(t) in self._nodes]
+
+    def _placeholder(self, tensor: Tensor, kind: str, value: Any) -> Node:
+        node = self._trace.graph.placeholder(f"{kind}_{len(self._nodes)}")
+        node.meta.update({"val": tensor, kind: value})
+        self._nodes[id(tensor)] = node
+        self._alive.append(tensor)
+        return node
+
+    def _as_node(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) in self._nodes:
+            return self._nodes[id(value)]
+        with self._trace.graph.inserting_before(next(iter(self._trace.graph.nodes))):
+            return self._placeholder(value, "constant", True)
+
+    def _module_name(self) -> str:
+        frame: Any = sys._getframe(2)
+        while frame is not None:
+            if "self" in frame.f_code.co_varnames:
+                name = self._module_names.get(id(frame.f_locals.get("self")))
+                if name is not None:
+                    return name
+            frame = frame.f_back
+        return ""
+
+
+def find_tensors(value: Any) -> list[Tensor]:
+    """Return all tensors in a structure of containers, dataclasses and plain objects, each once."""
+    found: dict[int, Tensor] = {}
+    seen: set[int] = set()
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Tensor):
+            found.setdefault(id(item), item)
+        elif id(item) not in seen and not isinstance(item, (str, bytes, int, float, type, nn.Module)):
+            seen.add(id(item))
+            stack.extend(_children(item))
+    return list(reversed(found.values()))
+
+
+def _children(item: Any) -> list[Any]:
+    if isinstance(item, Mapping):
+        return list(item.values())
+    if isinstance(item, (list, tuple, set, frozenset)):
+        return list(item)
+    slots = getattr(type(item), "__slots__", ())
+    names = (slots,) if isinstance(slots, str) else slots
+    return [*vars(item).values()] if hasattr(item, "__dict__") else [getattr(item, n, None) for n in names]
+
+
+def _source_line() -> str:
+    """Return ``file:line`` of the innermost frame outside torch and this package."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((_TORCH_DIR, _HERE)):
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+def user_line(error: BaseException) -> str:
+    """Return ``file:line`` of the innermost traceback entry outside torch and this package."""
+    line, tb = "", error.__traceback__
+    while tb is not None:
+        name = tb.tb_frame.f_code.co_filename
+        if not name.startswith((_TORCH_DIR, _HERE)):
+            line = f"{name}:{tb.tb_lineno}"
+        tb = tb.tb_next
+    return line
+
+
+def _explain(error: Exception, call: Call) -> str:
+    where = f"`{call.module}`" if call.module else "the network"
+    text = f"Cannot trace {where}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    if line := user_line(error):
+        text += f" ({line})"
+    if type(error).__name__ in ("DataDependentOutputException", "DynamicOutputShapeException"):
+        text += (
+            ". The forward pass depends on the values of tensors, which tracing does not have; move that code out of "
+            "the pruned module, or prune a submodule with `target=`."
+        )
+    return text

@@ -1,0 +1,150 @@
+"""Run the network's own code at the shapes a plan predicts, without data, and compare operator by operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from lightning_taylor_prune.interpret import Site
+from lightning_taylor_prune.modules import attribute_updates, patched
+from lightning_taylor_prune.plan import Cut
+from lightning_taylor_prune.rules.base import operator_name
+from lightning_taylor_prune.structure import Alive, Structure
+from lightning_taylor_prune.trace import Trace, run, user_line
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where the network's code did something else than predicted.
+
+    Attributes:
+        site: Number of the trace, and position of the operator in it.
+        message: What was expected and what came, with the source line.
+    """
+
+    site: Site
+    message: str
+
+
+class _DivergedError(Exception):
+    pass
+
+
+def verify(root: nn.Module, structure: Structure, alive: Alive, cuts: Sequence[Cut]) -> Divergence | None:
+    """Check that the network, cut to ``alive``, runs as predicted; nothing is changed.
+
+    Args:
+        root: The network as it is now.
+        structure: Its structure.
+        alive: What will be left.
+        cuts: The cuts that lead there from the network as it is now.
+
+    Returns:
+        The first disagreement, or ``None``.
+    """
+    counts = structure.counts(alive)
+    with patched(attribute_updates(root, cuts)):
+        for number, trace in enumerate(structure.interpretation.traces):
+            tensors = _cut_fakes(trace, structure, counts)
+            check = _Check(structure, number, counts)
+            if (found := check.run(root, trace, tensors)) is not None:
+                return found
+    return None
+
+
+def _cut_fakes(trace: Trace, structure: Structure, counts: Sequence[int]) -> dict[str, Tensor]:
+    """Return the trace's fake tensors at their predicted shapes; tied ones stay one object."""
+    fakes: dict[int, Tensor] = {}
+    for name, rule in structure.tensors.items():
+        old = trace.tensors[name]
+        shape = rule.apply(counts)
+        fakes[id(old)] = old if shape == tuple(old.shape) else _resized(trace, old, shape)
+    return {name: fakes[id(tensor)] for name, tensor in trace.tensors.items()}
+
+
+def _resized(trace: Trace, old: Tensor, shape: tuple[int, ...]) -> Tensor:
+    with trace.mode:
+        return torch.empty(
+            shape,
+            dtype=old.dtype,
+            device=old.device,
+            requires_grad=old.requires_grad,
+            memory_format=memory_format_of(old),
+        )
+
+
+def memory_format_of(tensor: Tensor) -> torch.memory_format:
+    """Return the channels-last format a tensor is stored in, or the ordinary one."""
+    if not tensor.is_contiguous():
+        if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+            return torch.channels_last
+        if tensor.dim() == 5 and tensor.is_contiguous(memory_format=torch.channels_last_3d):
+            return torch.channels_last_3d
+    return torch.contiguous_format
+
+
+class _Check:
+    """One verified forward pass."""
+
+    def __init__(self, structure: Structure, number: int, counts: Sequence[int]) -> None:
+        trace = structure.interpretation.traces[number]
+        self._ops = trace.ops
+        self._number = number
+        self._counts = counts
+        self._rules = structure.results[number]
+        self._expectations: Mapping[int, Sequence[Any]] = structure.expectations[number]
+        self._index = 0
+        self._found: str | None = None
+
+    def run(self, root: nn.Module, trace: Trace, tensors: Mapping[str, Tensor]) -> Divergence | None:
+        """Run the network's code and return the first disagreement."""
+        try:
+            run(root, trace, tensors, self._on_call)
+        except _DivergedError:
+            pass  # kept in `_found`, as the network's code might have swallowed it
+        except Exception as error:  # whatever the network's code raises at these shapes is the finding
+            line = user_line(error)
+            text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return self._divergence(f"the network's code fails if they leave: {text} ({line})")
+        if self._found is not None:
+            return self._divergence(self._found)
+        if self._index < len(self._ops):
+            return self._divergence("the network's code takes another path if they leave")
+        return None
+
+    def _divergence(self, message: str) -> Divergence:
+        return Divergence((self._number, min(self._index, len(self._ops) - 1)), message)
+
+    def _on_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        index = self._index
+        if index >= len(self._ops) or self._ops[index].target is not func:
+            self._fail(f"the network's code calls {operator_name(func)} in another order if they leave")
+        for expectation, number in self._expectations.get(index, ()):
+            actual, predicted = expectation.argument(*args, **kwargs), self._counts[number]
+            if actual != predicted:
+                self._fail(self._describe(expectation.meaning, predicted, actual))
+        result = func(*args, **kwargs)
+        for rule, value in zip(self._rules[index], _flat(result), strict=True):
+            if isinstance(value, Tensor) and tuple(value.shape) != (shape := rule.apply(self._counts)):
+                self._fail(self._describe("shape", shape, tuple(value.shape)))
+        self._index += 1
+        return result
+
+    def _fail(self, message: str) -> NoReturn:
+        self._found = self._found or message
+        raise _DivergedError(message)
+
+    def _describe(self, what: str, predicted: Any, actual: Any) -> str:
+        node = self._ops[self._index]
+        return (
+            f"the network's code keeps a size: {what} {actual} where {predicted} is needed "
+            f"({operator_name(node.target)}, {node.meta.get('source', '')})"
+        )
+
+
+def _flat(result: Any) -> Iterator[Any]:
+    yield from result if isinstance(result, (tuple, list)) else (result,)
