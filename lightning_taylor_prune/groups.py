@@ -71,6 +71,12 @@ class ChannelGroup:
         self.num_channels = len(self.roots)
         self._owner = owner
 
+    @cached_property
+    def width(self) -> int:
+        """Channels per unit on the axis that is written first: more than 1 for grouped convolutions and the like."""
+        first = next((s for s in self.slices if s.role == "writer"), self.slices[0])
+        return len(first.positions) // self.num_channels
+
     def __repr__(self) -> str:
         return f"ChannelGroup({self.name!r}, num_channels={self.num_channels})"
 
@@ -107,9 +113,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         try:
             return self._groups[name]
         except KeyError:
-            raise PlanError(
-                f"There is no group `{name}`; the groups are {', '.join(self._groups)}."
-            ) from None
+            raise PlanError(f"There is no group `{name}`; the groups are {', '.join(self._groups)}.") from None
 
     def __iter__(self) -> Iterator[ChannelGroup]:  # type: ignore[override]
         return iter(self._groups.values())
@@ -123,15 +127,15 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
     def __repr__(self) -> str:
         return f"ChannelGroups({len(self)} groups, {self.num_units} units, {len(self.locked)} locked layers)"
 
-    def keys(self):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    def keys(self):  # type: ignore[no-untyped-def]
         """Return the names of the groups."""
         return self._groups.keys()
 
-    def values(self):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    def values(self):  # type: ignore[no-untyped-def]
         """Return the groups."""
         return self._groups.values()
 
-    def items(self):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    def items(self):  # type: ignore[no-untyped-def]
         """Return the groups by name."""
         return self._groups.items()
 
@@ -141,8 +145,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
     def locked(self) -> tuple[LockedChannels, ...]:
         """Channels that cannot leave, by layer and reason."""
         return tuple(
-            LockedChannels(name, count, reason)
-            for (name, reason), count in locked_channels(self.structure).items()
+            LockedChannels(name, count, reason) for (name, reason), count in locked_channels(self.structure).items()
         )
 
     @cached_property
@@ -194,11 +197,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
     def axes(self, role: Role) -> list[tuple[Axis, Indices]]:
         """Return every parameter axis of a role on which some unit lies, with the unit at each position."""
         numbers = sorted({n for axes in self._axes_of_group.values() for n in axes})
-        return [
-            (self.structure.interpretation.axes[n], self.units_on(n))
-            for n in numbers
-            if self.role_of(n) == role
-        ]
+        return [(self.structure.interpretation.axes[n], self.units_on(n)) for n in numbers if self.role_of(n) == role]
 
     # --- what it costs ------------------------------------------------------------------------------------------
 
@@ -236,11 +235,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
     @cached_property
     def num_prunable_filters(self) -> int:
         """Number of convolution filters now that belong to some group."""
-        return sum(
-            int((units >= 0).sum())
-            for axis, units in self.axes("writer")
-            if len(self.shapes[axis.tensor]) > 2
-        )
+        return sum(int((units >= 0).sum()) for axis, units in self.axes("writer") if len(self.shapes[axis.tensor]) > 2)
 
     # --- what can be done ---------------------------------------------------------------------------------------
 
@@ -253,9 +248,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         Raises:
             PlanError: A group or position does not exist, or a group would be left empty.
         """
-        chosen = {
-            name: tuple(sorted({int(u) for u in units})) for name, units in removed.items() if len(units)
-        }
+        chosen = {name: tuple(sorted({int(u) for u in units})) for name, units in removed.items() if len(units)}
         alive = self.alive.copy()
         for name, units in chosen.items():
             group = self[name]
@@ -264,9 +257,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
                     f"Group `{name}` has the channels 0 ... {group.num_channels - 1}, but the plan removes {units}."
                 )
             if len(units) == group.num_channels:
-                raise PlanError(
-                    f"The plan removes all {len(units)} channels of group `{name}`; one must stay."
-                )
+                raise PlanError(f"The plan removes all {len(units)} channels of group `{name}`; one must stay.")
             alive[group.roots[list(units)]] = False
         return PruningPlan(chosen, tuple(self._cuts(alive)), self)
 
@@ -292,6 +283,18 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
     def verify(self, model: nn.Module, plan: PruningPlan) -> Divergence | None:
         """Run the network's code, without data, at the shapes that the plan leads to; nothing is changed."""
         return verify(model, self.structure, self.alive_after(plan), plan.cuts)
+
+    def blamed_groups(self, divergence: Divergence) -> set[str]:
+        """Return the groups whose channels pass through the operator at which the network's code disagreed."""
+        number, index = divergence.site
+        interpretation = self.structure.interpretation
+        roots = {
+            int(root)
+            for value in interpretation.touched[number][index]
+            for f in value.fields
+            for root in np.unique(interpretation.roots[f]).tolist()
+        }
+        return {group.name for group in self if not roots.isdisjoint(group.roots.tolist())}
 
 
 def find_groups(
@@ -363,9 +366,7 @@ def _trace_both_modes(model: nn.Module, call: Call) -> list[Trace]:
 def _probe(model: nn.Module, groups: ChannelGroups) -> Divergence | None:
     """Try cuts of several patterns; return the first contradiction of the network's code."""
     for pattern in (_a_third, _the_first):
-        removed = {
-            g.name: pattern(number, g.num_channels) for number, g in enumerate(groups) if g.num_channels > 1
-        }
+        removed = {g.name: pattern(number, g.num_channels) for number, g in enumerate(groups) if g.num_channels > 1}
         plan = groups.plan(removed)
         if plan and (divergence := groups.verify(model, plan)) is not None:
             return divergence
@@ -382,9 +383,7 @@ def _the_first(number: int, size: int) -> Sequence[int]:
     return [0]
 
 
-def _blame(
-    structure: Structure, divergence: Divergence, blamed: dict[Site, tuple[int, str]], widely: bool
-) -> None:
+def _blame(structure: Structure, divergence: Divergence, blamed: dict[Site, tuple[int, str]], widely: bool) -> None:
     """Have the nearest operator that touches prunable channels interpreted anew, or locked."""
     number, index = divergence.site
     prunable = np.zeros(len(structure.interpretation.roots), dtype=bool)
@@ -403,9 +402,7 @@ def _touches(structure: Structure, site: Site, prunable: Alive) -> bool:
     number, index = site
     interpretation = structure.interpretation
     return any(
-        prunable[interpretation.roots[f]].any()
-        for value in interpretation.touched[number][index]
-        for f in value.fields
+        prunable[interpretation.roots[f]].any() for value in interpretation.touched[number][index] for f in value.fields
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from torch.fx import Node
 
 from lightning_taylor_prune.errors import PruningWarning
-from lightning_taylor_prune.labels import Field, Labels, LabelSpace, axes_of, first_along, on_axis
+from lightning_taylor_prune.labels import Field, Labels, LabelSpace, on_axis
 from lightning_taylor_prune.rules.base import (
     Expectation,
     Notes,
@@ -195,9 +195,7 @@ class _Run:
             except Exception as error:  # a rule may not know every form of its operator: lock, say so, go on
                 why = f"meets an operator whose label rule failed: {type(error).__name__}: {error}"
             name = operator_name(ctx.node.target)
-            warnings.warn(
-                f"Label rule of `{name}`: {why}. Its channels are locked.", PruningWarning, stacklevel=2
-            )
+            warnings.warn(f"Label rule of `{name}`: {why}. Its channels are locked.", PruningWarning, stacklevel=2)
         ctx.lock_all(find_labels([args, kwargs]), why)
         results = [Labels(shape) for shape in ctx.shapes]
         return results if isinstance(ctx.node.meta["val"], (tuple, list)) else results[0]
@@ -213,9 +211,7 @@ def _map_nodes(value: Any, values: Mapping[Node, Any]) -> Any:
     return value
 
 
-def _settle_rectangles(
-    space: LabelSpace, runs: Sequence[_Run], blamed: Mapping[Site, tuple[int, str]]
-) -> None:
+def _settle_rectangles(space: LabelSpace, runs: Sequence[_Run], blamed: Mapping[Site, tuple[int, str]]) -> None:
     """Unite until every recorded field varies along one axis that is free to shrink: what leaves is a rectangle."""
     pending = [
         (blamed.get((number, index), (0, ""))[0], labels, pinned)

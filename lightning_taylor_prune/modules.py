@@ -152,10 +152,7 @@ def _group_norm(module: nn.GroupNorm, cuts: Mapping[int, Cut]) -> dict[str, Any]
     table = np.zeros(cuts[0].size, dtype=bool)
     table[cuts[0].keep] = True
     per_group = table.reshape(module.num_groups, -1).sum(axis=1)
-    whole = (
-        set(per_group.tolist()) <= {0, per_group.max()}
-        and per_group.max() * module.num_groups == cuts[0].size
-    )
+    whole = set(per_group.tolist()) <= {0, per_group.max()} and per_group.max() * module.num_groups == cuts[0].size
     groups = int((per_group > 0).sum()) if whole else module.num_groups
     return {"num_channels": len(cuts[0].keep), "num_groups": groups}
 

@@ -111,9 +111,7 @@ class Structure:
         self.interpretation = interpretation
         counter = _Counter(interpretation.roots)
         self.tensors = self._tensor_rules(counter)
-        self.results = [
-            [[counter.shape_rule(v) for v in values] for values in run] for run in interpretation.results
-        ]
+        self.results = [[[counter.shape_rule(v) for v in values] for values in run] for run in interpretation.results]
         self.expectations = [
             {index: [(e, counter.number_of(e.labels)) for e in found] for index, found in run.items()}
             for run in interpretation.expectations

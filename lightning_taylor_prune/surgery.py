@@ -110,9 +110,7 @@ def _refuse_wrappers(model: nn.Module) -> None:
         "OptimizedModule",
         "FullyShardedDataParallel",
     ):
-        raise PlanError(
-            f"Expected the network itself, but got it wrapped in {type(model).__name__}; unwrap it first."
-        )
+        raise PlanError(f"Expected the network itself, but got it wrapped in {type(model).__name__}; unwrap it first.")
 
 
 def check_fit(model: nn.Module, plan: PruningPlan) -> None:

@@ -44,11 +44,13 @@ class Call:
         module: Qualified name of the called module, ``""`` for the network itself.
         args: Positional arguments; tensors in them may be real or fake.
         kwargs: Keyword arguments, likewise.
+        autocast: Device type and dtype, if the call is made under autocast.
     """
 
     module: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    autocast: tuple[str, torch.dtype] | None = None
 
 
 @dataclass(eq=False)
@@ -85,9 +87,7 @@ class Trace:
         numbers: dict[Node, int] = {}
         lines: list[Any] = []
         for node in self.graph.nodes:
-            tensors = [
-                n.meta["val"] for n in [node, *node.all_input_nodes] if isinstance(n.meta.get("val"), Tensor)
-            ]
+            tensors = [n.meta["val"] for n in [node, *node.all_input_nodes] if isinstance(n.meta.get("val"), Tensor)]
             if node.op == "call_function" and tensors and all(t.dim() == 0 for t in tensors):
                 continue
             numbers[node] = len(numbers)
@@ -132,14 +132,7 @@ def trace(root: nn.Module, call: Call, training: Mapping[str, bool] | None = Non
     Raises:
         TraceError: The forward pass failed, or depends on the values of tensors.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    recorded = Trace(
-        call=tree_fake(call, mode),
-        training=training or training_flags(root),
-        mode=mode,
-        tensors=_fake_tensors(root, mode),
-        is_parameter=frozenset(name for name, _ in root.named_parameters()),
-    )
+    recorded = fake_trace(root, call, training or training_flags(root))
     builder = _GraphBuilder(root, recorded)
     try:
         result, leaked = run(root, recorded, recorded.tensors, builder.record)
@@ -150,9 +143,19 @@ def trace(root: nn.Module, call: Call, training: Mapping[str, bool] | None = Non
     return recorded
 
 
-def run(
-    root: nn.Module, recorded: Trace, tensors: Mapping[str, Tensor], on_call: OnCall
-) -> tuple[Any, list[Any]]:
+def fake_trace(root: nn.Module, call: Call, training: Mapping[str, bool]) -> Trace:
+    """Return a trace with fake tensors in place and nothing recorded yet."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    return Trace(
+        call=tree_fake(call, mode),
+        training=training,
+        mode=mode,
+        tensors=_fake_tensors(root, mode),
+        is_parameter=frozenset(name for name, _ in root.named_parameters()),
+    )
+
+
+def run(root: nn.Module, recorded: Trace, tensors: Mapping[str, Tensor], on_call: OnCall) -> tuple[Any, list[Any]]:
     """Run the traced call again with other (fake) parameters; every operator goes through ``on_call``.
 
     Returns:
@@ -164,10 +167,10 @@ def run(
     with untouched(root) as leaked:
         for name, submodule in root.named_modules():
             submodule.training = recorded.training[name]
-        with _tracing_context(), recorded.mode, enable_python_dispatcher(), Recorder(on_call):
+        with _tracing_context(recorded.call), recorded.mode, enable_python_dispatcher(), Recorder(on_call):
             # Python control flow that draws (LayerDrop, say) must repeat itself when the cut is verified.
             random.seed(0)
-            np.random.seed(0)  # noqa: NPY002
+            np.random.seed(0)
             result = functional_call(module, own, recorded.call.args, dict(recorded.call.kwargs))
     return result, leaked
 
@@ -193,7 +196,15 @@ def tree_fake(call: Call, mode: FakeTensorMode) -> Call:
         return mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
 
     args, kwargs = tree_map_only(Tensor, fake, (call.args, dict(call.kwargs)))
-    return Call(call.module, args, kwargs)
+    return Call(call.module, args, kwargs, call.autocast)
+
+
+def current_autocast() -> tuple[str, torch.dtype] | None:
+    """Return device type and dtype of the autocast region that is active here, if any."""
+    for device in ("cuda", "cpu", "mps", "xpu"):
+        if torch.is_autocast_enabled(device):
+            return device, torch.get_autocast_dtype(device)
+    return None
 
 
 @contextlib.contextmanager
@@ -205,13 +216,13 @@ def untouched(root: nn.Module) -> Iterator[list[Any]]:
     """
     leaked: list[Any] = []
     saved = [(module, _snapshot(module)) for module in root.modules()]
-    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
             yield leaked
     finally:
         random.setstate(state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
+        np.random.set_state(numpy_state)
         for module, snapshot in saved:
             leaked.extend(_restore(module, snapshot))
 
@@ -254,12 +265,16 @@ def _same_items(value: Any, content: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _tracing_context() -> Iterator[None]:
-    """Grad mode on and attention's fused inference path off: both decide which operators are called."""
+def _tracing_context(call: Call) -> Iterator[None]:
+    """Grad mode on, attention's fused inference path off, autocast as in training: all decide what is called."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.enable_grad():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            if call.autocast is not None:
+                device, dtype = call.autocast
+                stack.enter_context(torch.autocast(device, dtype, cache_enabled=False))
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
@@ -273,9 +288,7 @@ def _fake_tensors(root: nn.Module, mode: FakeTensorMode) -> dict[str, Tensor]:
     ]
     for name, tensor in named:
         if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
-            raise TraceError(
-                f"Parameter `{name}` is not initialized; run one batch through the network first."
-            )
+            raise TraceError(f"Parameter `{name}` is not initialized; run one batch through the network first.")
         if id(tensor) not in fakes:
             fakes[id(tensor)] = mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
     return {name: fakes[id(tensor)] for name, tensor in named}

@@ -160,9 +160,7 @@ class RuleContext:
 
     def expect(self, argument: Callable[..., int], labels: Field, meaning: str) -> None:
         """Demand that an integer argument equals the number of ``labels`` that stay, whenever it is verified."""
-        self.notes.expectations.setdefault(self.index, []).append(
-            Expectation(argument, labels.ravel(), meaning)
-        )
+        self.notes.expectations.setdefault(self.index, []).append(Expectation(argument, labels.ravel(), meaning))
 
     def count_macs(self, factor: int, axes: Sequence[tuple[int, Field | None]]) -> None:
         """Note a cost in MACs: ``factor`` times the number of positions that stay on each axis.

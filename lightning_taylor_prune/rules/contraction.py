@@ -39,13 +39,9 @@ def contract(
     fields = list(combine(ctx, spread, sizes))
     if live:
         along = [next((f for f in fields if f.shape[axis] > 1), None) for axis in range(len(order))]
-        ctx.count_macs(
-            factor, [(size, _line(f, i)) for i, (size, f) in enumerate(zip(sizes, along, strict=True))]
-        )
+        ctx.count_macs(factor, [(size, _line(f, i)) for i, (size, f) in enumerate(zip(sizes, along, strict=True))])
     for axis in range(len(result), len(order)):
-        has_weight = any(
-            value.static for value, names in zip(spread, letters, strict=True) if order[axis] in names
-        )
+        has_weight = any(value.static for value, names in zip(spread, letters, strict=True) if order[axis] in names)
         fields = [_sum_over(ctx, f, axis, has_weight) if f.shape[axis] > 1 else f for f in fields]
     kept = [f.reshape(f.shape[: len(result)]) for f in fields]
     return Labels(sizes[: len(result)], tuple(f for f in kept if axes_of(f)), static=not live)
@@ -64,9 +60,7 @@ def _spread(value: Labels, names: str, order: str) -> Labels:
     places = [names.find(n) for n in order]
     shape = tuple(value.shape[p] if p >= 0 else 1 for p in places)
     present = [p for p in places if p >= 0]
-    fields = tuple(
-        f.transpose(present).reshape([f.shape[p] if p >= 0 else 1 for p in places]) for f in value.fields
-    )
+    fields = tuple(f.transpose(present).reshape([f.shape[p] if p >= 0 else 1 for p in places]) for f in value.fields)
     return Labels(shape, fields, value.direct, value.static)
 
 
@@ -136,9 +130,7 @@ def einsum(ctx: RuleContext, equation: str, operands: Sequence[Labels], **kwargs
     inputs, arrow, result = equation.replace(" ", "").partition("->")
     letters = inputs.split(",")
     spare = [c for c in ascii_lowercase + ascii_lowercase.upper() if c not in equation]
-    rank = max(
-        (len(v.shape) - len(n) + 3 for n, v in zip(letters, operands, strict=True) if "..." in n), default=0
-    )
+    rank = max((len(v.shape) - len(n) + 3 for n, v in zip(letters, operands, strict=True) if "..." in n), default=0)
     dots = "".join(spare[:rank])
     letters = [
         n.replace("...", dots[rank - (len(v.shape) - len(n) + 3) :]) if "..." in n else n

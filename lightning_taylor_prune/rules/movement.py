@@ -136,9 +136,7 @@ def cat(ctx: RuleContext, tensors: Sequence[Labels], dim: int = 0) -> Labels:
         for p, t in zip(parts, pieces, strict=True)
     ]
     common = np.broadcast_shapes(*(_resized(f.shape, dim, 1) for f in filled))
-    joined = np.concatenate(
-        [np.broadcast_to(f, _resized(common, dim, f.shape[dim])) for f in filled], axis=dim
-    )
+    joined = np.concatenate([np.broadcast_to(f, _resized(common, dim, f.shape[dim])) for f in filled], axis=dim)
     return Labels(shape, ctx.space.merge([joined, *others.fields]), static=others.static)
 
 
@@ -150,9 +148,7 @@ def _fixed(ctx: RuleContext, count: int) -> Field:
 
 def _without(x: Labels, axis: int) -> Labels:
     """Return the labels of one position along ``axis``, leaving out the field that varies there."""
-    return Labels(
-        _resized(x.shape, axis, 1), tuple(f for f in x.fields if f.shape[axis] == 1), x.direct, x.static
-    )
+    return Labels(_resized(x.shape, axis, 1), tuple(f for f in x.fields if f.shape[axis] == 1), x.direct, x.static)
 
 
 def _resized(shape: Sequence[int], axis: int, size: int) -> tuple[int, ...]:
@@ -200,9 +196,7 @@ def repeat(ctx: RuleContext, x: Labels, repeats: Sequence[int]) -> Labels:
 
 
 @register_rule("aten.repeat_interleave")
-def repeat_interleave(
-    ctx: RuleContext, x: Labels, repeats: Any, dim: int | None = None, **kwargs: Any
-) -> Labels:
+def repeat_interleave(ctx: RuleContext, x: Labels, repeats: Any, dim: int | None = None, **kwargs: Any) -> Labels:
     """Every position several times in a row."""
     if not isinstance(repeats, int) or dim is None:
         ctx.lock_all([x], "is repeated by a number per position, or flattened")
@@ -214,9 +208,7 @@ def repeat_interleave(
 
 
 @register_rule("aten.slice", "aten.narrow", alternatives=1)
-def slice_(
-    ctx: RuleContext, x: Labels, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
-) -> Labels:
+def slice_(ctx: RuleContext, x: Labels, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Labels:
     """A range of positions, whose bounds user code holds; every cut is verified against them.
 
     If they do not follow any cut, the two halves of an axis cut in the middle may still lose the same positions.
@@ -360,25 +352,19 @@ def _pad_axis(ctx: RuleContext, labels: Field, axis: int, left: int, right: int)
         shape = _resized(labels.shape, axis, count)
         sides.append(np.broadcast_to(on_axis(new, axis, labels.ndim), shape))
     if left:
-        ctx.expect(
-            lambda x, pad_, *a, **k: pad_[2 * (labels.ndim - 1 - axis)], sides[0], "padding on the left"
-        )
+        ctx.expect(lambda x, pad_, *a, **k: pad_[2 * (labels.ndim - 1 - axis)], sides[0], "padding on the left")
     return np.concatenate([sides[0], labels, sides[1]], axis=axis)
 
 
 @register_rule("aten.pad", alternatives=1)
-def pad(
-    ctx: RuleContext, x: Labels, pad_: Sequence[int], mode: str = "constant", value: Any = None
-) -> Labels:
+def pad(ctx: RuleContext, x: Labels, pad_: Sequence[int], mode: str = "constant", value: Any = None) -> Labels:
     """Padding of any mode; modes that copy positions lock a tracked axis."""
     if mode == "constant":
         return constant_pad(ctx, x, pad_)
     for i in range(len(pad_) // 2):
         if pad_[2 * i] or pad_[2 * i + 1]:
             ctx.lock(x.along(len(x.shape) - 1 - i), f"is padded with mode {mode!r}")
-    return moved(
-        x, ctx.shape, [f for f in x.fields if all(a < len(x.shape) - len(pad_) // 2 for a in axes_of(f))]
-    )
+    return moved(x, ctx.shape, [f for f in x.fields if all(a < len(x.shape) - len(pad_) // 2 for a in axes_of(f))])
 
 
 @register_rule("aten.pixel_shuffle")
@@ -389,9 +375,7 @@ def pixel_shuffle(ctx: RuleContext, x: Labels, factor: int) -> Labels:
         for spatial in (axis + 1, axis + 2):
             if f.shape[spatial] > 1:
                 ctx.lock(f, "has tracked spatial axes in a pixel shuffle")
-    fields = [
-        _keep_block_heads(ctx, f, axis, factor * factor) for f in x.fields if max(f.shape[axis + 1 :]) == 1
-    ]
+    fields = [_keep_block_heads(ctx, f, axis, factor * factor) for f in x.fields if max(f.shape[axis + 1 :]) == 1]
     return moved(x, ctx.shape, fields)
 
 
@@ -433,9 +417,7 @@ def channel_shuffle(ctx: RuleContext, x: Labels, groups: int) -> Labels:
 
 
 @register_rule("aten.im2col")
-def unfold_patches(
-    ctx: RuleContext, x: Labels, kernel_size: Sequence[int], *args: Any, **kwargs: Any
-) -> Labels:
+def unfold_patches(ctx: RuleContext, x: Labels, kernel_size: Sequence[int], *args: Any, **kwargs: Any) -> Labels:
     """Patches become channels: every channel stands ``kernel height x width`` times in a row."""
     labels = x.along(1)
     ctx.lock_all([Labels(x.shape, tuple(f for f in x.fields if f is not labels))], "is unfolded into patches")

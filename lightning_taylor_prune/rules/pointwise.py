@@ -17,10 +17,10 @@ _POINTWISE = """
     true_divide fake_quantize_per_tensor_affine log_sigmoid softsign tanhshrink bitwise_not logical_not square
     isfinite isinf isnan
 """
-_UNCHANGED = "detach alias clone contiguous to _to_copy float half double bfloat16 requires_grad lift_fresh lift_fresh_copy"
-_FILLS = (
-    "zeros ones full empty new_zeros new_ones new_full new_empty rand randn empty_strided new_empty_strided"
+_UNCHANGED = (
+    "detach alias clone contiguous to _to_copy float half double bfloat16 requires_grad lift_fresh lift_fresh_copy"
 )
+_FILLS = "zeros ones full empty new_zeros new_ones new_full new_empty rand randn empty_strided new_empty_strided"
 
 
 @register_rule(*(f"aten.{name}" for name in dict.fromkeys(_POINTWISE.split())))

@@ -63,9 +63,7 @@ def layer_norm(
 
 
 @register_rule("aten.group_norm", alternatives=1)
-def group_norm(
-    ctx: RuleContext, x: Labels, groups: int, weight: Any = None, bias: Any = None, *args: Any
-) -> Labels:
+def group_norm(ctx: RuleContext, x: Labels, groups: int, weight: Any = None, bias: Any = None, *args: Any) -> Labels:
     """Statistics per group of channels: all groups stay equally large, or whole groups leave.
 
     Whichever gives the finer units is tried first; removing whole groups is exact.
@@ -118,9 +116,7 @@ def reduce(ctx: RuleContext, *args: Any, **kwargs: Any) -> Any:
     return results if isinstance(ctx.node.meta["val"], (tuple, list)) else results[0]
 
 
-def _reduced_axes(
-    ctx: RuleContext, x: Labels, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[list[int], bool]:
+def _reduced_axes(ctx: RuleContext, x: Labels, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[int], bool]:
     """Read the reduced axes and ``keepdim`` by the names that the operator's schema gives its arguments."""
     names = [a.name for a in ctx.node.target._schema.arguments]  # type: ignore[union-attr]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -144,9 +140,7 @@ def softmax(ctx: RuleContext, x: Labels, dim: int, *args: Any, **kwargs: Any) ->
     return x.computed()
 
 
-@register_rule(
-    "aten.cumsum", "aten.cumprod", "aten.cummax", "aten.cummin", "aten.sort", "aten.topk", "aten.argsort"
-)
+@register_rule("aten.cumsum", "aten.cumprod", "aten.cummax", "aten.cummin", "aten.sort", "aten.topk", "aten.argsort")
 @register_rule("aten.argmax", "aten.argmin")
 def ordered(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Any:
     """Operators whose result depends on the order or number of positions: they lock what they see."""

@@ -1,0 +1,43 @@
+"""Structured Taylor pruning of any PyTorch network, as a Lightning callback."""
+
+from lightning_taylor_prune.callback import TaylorPruningCallback
+from lightning_taylor_prune.cost import Cost, measure_cost, measure_latency
+from lightning_taylor_prune.errors import (
+    PlanError,
+    PruningError,
+    PruningWarning,
+    TraceError,
+    VerificationError,
+)
+from lightning_taylor_prune.groups import ChannelGroup, ChannelGroups, find_groups
+from lightning_taylor_prune.importance import Criterion, register_criterion
+from lightning_taylor_prune.modules import register_module_update
+from lightning_taylor_prune.plan import Cut, PruningPlan
+from lightning_taylor_prune.rules import register_rule
+from lightning_taylor_prune.selection import select
+from lightning_taylor_prune.surgery import prune_
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ChannelGroup",
+    "ChannelGroups",
+    "Cost",
+    "Criterion",
+    "Cut",
+    "PlanError",
+    "PruningError",
+    "PruningPlan",
+    "PruningWarning",
+    "TaylorPruningCallback",
+    "TraceError",
+    "VerificationError",
+    "find_groups",
+    "measure_cost",
+    "measure_latency",
+    "prune_",
+    "register_criterion",
+    "register_module_update",
+    "register_rule",
+    "select",
+]

@@ -1,0 +1,481 @@
+"""The Lightning callback: when to score, when to cut, what to log. Every decision is a function elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from lightning_taylor_prune.capture import CallCapture
+from lightning_taylor_prune.errors import PlanError, PruningError, VerificationError
+from lightning_taylor_prune.groups import ChannelGroups, groups_of_calls
+from lightning_taylor_prune.importance import CRITERIA, NORMALIZATIONS, Criterion, normalize_scores, warn_unscored
+from lightning_taylor_prune.optimizers import OptimizerStateMode
+from lightning_taylor_prune.plan import PruningPlan
+from lightning_taylor_prune.report import filters_table
+from lightning_taylor_prune.selection import COSTS, Choice, Options, choose, excluded_groups, highest_removed
+from lightning_taylor_prune.strategies import check_strategy
+from lightning_taylor_prune.surgery import prune_
+
+
+class TaylorPruningCallback(Callback):
+    """Prunes the network while it trains; it comes out of ``fit`` physically smaller.
+
+    After every backward pass the importance of every filter is accumulated; every ``every_n_steps`` optimizer steps
+    the least important ones leave, with everything that reads or writes them. Nothing in the LightningModule changes:
+    the first training batch shows how it calls its network.
+
+    Args:
+        every_n_steps: Optimizer steps between two prunes.
+        filters_per_prune: Units to remove at each prune. A unit is mostly one filter; coupled filters (a residual
+            stream's, say) count once.
+        max_prunes: Prunes after which training just goes on; ``None`` for no limit.
+        start_step: Optimizer step at which the first interval begins.
+        target: Name of the submodule to prune. By default what ``training_step`` calls: the module's own
+            ``forward``, or else each network that it calls.
+        criterion: ``"taylor"``, ``"taylor_gate"``, ``"taylor_weight"``, ``"taylor_activation"``, ``"magnitude"``,
+            ``"random"``, or any name given to :func:`~lightning_taylor_prune.importance.register_criterion`.
+        optimizer_state: ``"reset"`` clears momentum and moments of all parameters at each prune; ``"slice"`` keeps
+            those of the channels that stay.
+        min_channels: Channels that every group keeps at least.
+        max_pruning_ratio: Largest fraction of a group's channels that may leave over the whole training.
+        round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores).
+        exclude: Layers that keep all their filters: names, shell patterns, or names of modules that contain them.
+        validate_after_prune: Run the validation loop after each prune.
+        stop_at: Costs never to undercut, such as ``{"params": 0.45}``: ``params``, ``macs`` or ``filters``, as a
+            fraction of the original network (a float up to 1) or absolute (an int).
+        normalize: How scores are divided within each group before they are compared over all: ``"none"``, ``"mean"``,
+            ``"l2"``, ``"max"``; by default what suits the criterion.
+        macs_weight: Preference for units that cost many MACs; see
+            :func:`~lightning_taylor_prune.importance.normalize_scores`.
+
+    Attributes:
+        history: One dict per prune: ``step``, ``count``, ``removed``, ``params``, ``macs`` (per example), ``filters``,
+            ``prunable_filters``, ``score_threshold``, ``skipped_minibatches``, and ``metrics`` of the validation
+            that followed.
+        groups: The groups of the network as it is now; ``None`` before the first batch.
+        filters_before: Filters of every layer before the first prune.
+        filters_after: Filters of every layer now.
+        stop_reason: Why pruning ended, or ``None`` while it goes on.
+
+    Raises:
+        MisconfigurationException: An argument cannot be used.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[TaylorPruningCallback(every_n_steps=50, filters_per_prune=8)], logger=False)
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 50,
+        filters_per_prune: int = 8,
+        max_prunes: int | None = 30,
+        start_step: int = 0,
+        target: str | None = None,
+        criterion: str = "taylor",
+        optimizer_state: OptimizerStateMode = "reset",
+        min_channels: int = 1,
+        max_pruning_ratio: float = 0.9,
+        round_to: int = 1,
+        exclude: Sequence[str] = (),
+        validate_after_prune: bool = True,
+        stop_at: Mapping[str, float | int] | None = None,
+        normalize: str | None = None,
+        macs_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_positive(
+            every_n_steps=every_n_steps,
+            filters_per_prune=filters_per_prune,
+            min_channels=min_channels,
+            round_to=round_to,
+        )
+        _check_arguments(max_prunes, start_step, criterion, optimizer_state, max_pruning_ratio, exclude, normalize)
+        _check_stop_at(stop_at)
+        self.every_n_steps = every_n_steps
+        self.filters_per_prune = filters_per_prune
+        self.max_prunes = max_prunes
+        self.start_step = start_step
+        self.target = target
+        self.criterion = criterion
+        self.optimizer_state: OptimizerStateMode = optimizer_state
+        self.validate_after_prune = validate_after_prune
+        self.normalize = normalize or CRITERIA[criterion].normalize_default
+        self.macs_weight = macs_weight
+        self.options = Options(min_channels, max_pruning_ratio, round_to, tuple(exclude), dict(stop_at or {}))
+
+        self.history: list[dict[str, Any]] = []
+        self.groups: ChannelGroups | None = None
+        self.filters_before: dict[str, int] = {}
+        self.filters_after: dict[str, int] = {}
+        self.stop_reason: str | None = None
+        self._scores: Criterion | None = None
+        self._capture: CallCapture | None = None
+        self._batch_size = 1
+        self._seen_step = -1
+        self._scored_step = -1
+        self._intervals = 0
+        self._refused: set[str] = set()
+        self._validation = _ValidationRequest()
+
+    @property
+    def state_key(self) -> str:
+        """Two callbacks on two targets keep their states apart in a checkpoint."""
+        return self._generate_state_key(target=self.target, criterion=self.criterion)
+
+    # --- hooks, in the order in which they run ------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot work before any data is read."""
+        if stage != "fit":
+            return
+        try:
+            check_strategy(trainer.strategy)
+        except PruningError as error:
+            raise MisconfigurationException(str(error)) from error
+        if self.target is not None and self.target not in dict(pl_module.named_modules()):
+            names = ", ".join(name for name, _ in pl_module.named_children())
+            raise MisconfigurationException(
+                f"Expected `target` to name a submodule of {type(pl_module).__name__}, but got {self.target!r}. "
+                f"Its children are: {names}."
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take up the step count of a training that goes on."""
+        self._seen_step = self._scored_step = trainer.global_step
+        self._intervals = max(self._intervals, self._intervals_at(trainer.global_step))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Watch the first batch, to see how the network is called."""
+        self._validation.withdraw(trainer)
+        if self.groups is None and self._capture is None and self.stop_reason is None:
+            self._capture = CallCapture(pl_module, self.target)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take in the gradients of one optimizer step, once they are complete."""
+        if self.stop_reason is not None or not pl_module.automatic_optimization:
+            return
+        if trainer.fit_loop._should_accumulate() or self._scored_step == trainer.global_step:
+            return  # inside an accumulation window; or a closure that is evaluated again (L-BFGS)
+        if self.groups is None:
+            self._analyse(trainer, pl_module)
+        self._scored_step = trainer.global_step
+        self._accumulate(trainer, _gradient_scale(trainer) * _window_correction(trainer))
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Take in gradients under manual optimization: only here are those of one optimizer known to be complete."""
+        if self.stop_reason is not None or pl_module.automatic_optimization or self.groups is None:
+            return
+        parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self._accumulate(trainer, 1.0, parameters)  # the precision plugin has unscaled them already
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Prune if an interval of optimizer steps is complete."""
+        step = trainer.global_step
+        if self.stop_reason is not None or step == self._seen_step:
+            return  # the same step again: inside an accumulation window
+        self._seen_step = step
+        if self.groups is None:
+            self._analyse(trainer, pl_module)
+        if (intervals := self._intervals_at(step)) > self._intervals:
+            self._intervals = intervals
+            self._prune(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the Trainer its own validation schedule back."""
+        self._validation.withdraw(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what the network is worth after the last prune."""
+        if trainer.sanity_checking or not self.history or self.history[-1]["metrics"]:
+            return
+        metrics = {name: float(value) for name, value in trainer._logger_connector.metrics["callback"].items()}
+        self.history[-1]["metrics"] = metrics
+        row = {f"prune/{name}": value for name, value in metrics.items()}
+        self._log_rows(trainer, {**row, "prune/count": self.history[-1]["count"]})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print what has become of every layer."""
+        self._validation.withdraw(trainer)
+        self._close_capture()
+        if self._scores is not None:
+            self._scores.close()
+        if self.groups is not None and self.history:
+            rank_zero_info(filters_table(self.filters_before, self.filters_after, self.history[-1]["params"]))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no hook behind."""
+        self._close_capture()
+        if self._scores is not None:
+            self._scores.close()
+
+    # --- analysis and scores ------------------------------------------------------------------------------------
+
+    def _intervals_at(self, step: int) -> int:
+        return max(step - self.start_step, 0) // self.every_n_steps
+
+    def _close_capture(self) -> None:
+        if self._capture is not None:
+            self._capture.close()
+            self._capture = None
+
+    def _analyse(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find groups from the calls of the first batch."""
+        calls = self._capture.calls if self._capture is not None else []
+        self._close_capture()
+        if not calls:
+            wanted = f"`{self.target}`" if self.target else "a network"
+            raise MisconfigurationException(
+                f"Expected {type(pl_module).__name__}.training_step to call {wanted}, but in its first batch no such call "
+                "was seen, so that nothing can be pruned. Set `target` to the name of a submodule that it calls."
+            )
+        self._batch_size = _batch_size(calls[0].args, calls[0].kwargs)
+        with _logging_off(pl_module):
+            self.groups = groups_of_calls(pl_module, calls)
+        self._check_exclude(self.groups)
+        self.filters_before = self.filters_after = self.groups.filters
+        self._new_scores(pl_module)
+        _say_what_is_locked(self.groups)
+        if not self.groups.num_units:
+            self._stop("nothing can be pruned: every channel is locked")
+
+    def _check_exclude(self, groups: ChannelGroups) -> None:
+        try:
+            excluded_groups(groups, self.options.exclude)
+        except PlanError as error:
+            raise MisconfigurationException(str(error)) from error
+
+    def _new_scores(self, pl_module: LightningModule) -> None:
+        if self._scores is not None:
+            self._scores.close()
+        assert self.groups is not None
+        self._scores = CRITERIA[self.criterion](pl_module, self.groups)
+
+    def _accumulate(self, trainer: Trainer, scale: float, parameters: set[int] | None = None) -> None:
+        if self._scores is not None and trainer.global_step >= self.start_step:
+            self._scores.update(scale, parameters)
+
+    # --- pruning ------------------------------------------------------------------------------------------------
+
+    def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose, cut, log; or say why not."""
+        assert self.groups is not None and self._scores is not None
+        if not self._scores.ready:
+            rank_zero_warn(
+                f"Step {trainer.global_step}: no prune, as none of the {self._scores.steps} minibatches since the last one "
+                "had finite gradients for the pruned network."
+            )
+            return
+        skipped = self._scores.skipped
+        raw = self._scores.compute()
+        warn_unscored(raw, self.groups)
+        scores = normalize_scores(raw, self.groups, self.normalize, self.macs_weight)
+        before = self.groups
+        choice = self._cut(trainer, pl_module, scores)
+        if choice.plan:
+            self._new_scores(pl_module)
+            threshold = highest_removed(choice.plan, before, scores)
+            self._record(trainer, len(choice.plan), threshold, skipped)
+            if self.validate_after_prune:
+                self._validation.make(trainer)
+        if choice.reason == "target":
+            self._stop(f"the target {dict(self.options.stop_at or {})} would be overshot by the next filter")
+        elif choice.reason == "nothing_left":
+            self._stop("nothing is left to prune within `min_channels`, `max_pruning_ratio` and `exclude`", warn=True)
+        elif self.max_prunes is not None and len(self.history) >= self.max_prunes:
+            self._stop(f"all {self.max_prunes} prunes are done")
+
+    def _cut(self, trainer: Trainer, pl_module: LightningModule, scores: Tensor) -> Choice:
+        """Cut; groups that the network's code turns out not to let go are left alone from then on."""
+        assert self.groups is not None
+        while True:
+            usable = _without(scores, self.groups, self._refused)
+            choice = choose(self.groups, usable, self.filters_per_prune, self.options)
+            try:
+                groups = prune_(pl_module, choice.plan, trainer.optimizers, self.optimizer_state)
+            except VerificationError as error:
+                self._refuse(choice.plan, error)
+                continue
+            assert groups is not None
+            self.groups = groups
+            return choice
+
+    def _refuse(self, plan: PruningPlan, error: VerificationError) -> None:
+        assert self.groups is not None
+        blamed = self.groups.blamed_groups(error.divergence) & set(plan.removed) or set(plan.removed)
+        self._refused |= blamed
+        rank_zero_warn(f"{error} From now on these groups are left as they are: {', '.join(sorted(blamed))}.")
+
+    def _stop(self, reason: str, warn: bool = False) -> None:
+        self.stop_reason = reason
+        (rank_zero_warn if warn else rank_zero_info)(f"Pruning ends after {len(self.history)} prunes: {reason}.")
+        if self._scores is not None:
+            self._scores.close()
+
+    # --- logging ------------------------------------------------------------------------------------------------
+
+    def _record(self, trainer: Trainer, removed: int, threshold: float, skipped: int) -> None:
+        """Add a row to the history and send it to the loggers."""
+        assert self.groups is not None
+        self.filters_after = self.groups.filters
+        row = {
+            "removed": removed,
+            "filters": self.groups.num_filters,
+            "prunable_filters": self.groups.num_prunable_filters,
+            "params": self.groups.params,
+            "macs": self.groups.macs // self._batch_size,
+            "score_threshold": threshold,
+            "skipped_minibatches": skipped,
+        }
+        count = len(self.history) + 1
+        self.history.append({"step": trainer.global_step, "count": count, **row, "metrics": {}})
+        logged = {f"prune/{name}": float(value) for name, value in row.items()}
+        logged["prune/count"] = float(count)
+        for name, value in logged.items():
+            if math.isfinite(value):
+                self.log(name, value, on_step=True, on_epoch=False, logger=False)
+        bar = f"prune_of_{self.max_prunes}" if self.max_prunes is not None else "prune"
+        self.log(bar, float(count), on_step=True, on_epoch=False, prog_bar=True, logger=False)
+        layers = {f"prune/filters/{name}": float(n) for name, n in self.filters_after.items()}
+        self._log_rows(trainer, {**logged, **layers})
+
+    def _log_rows(self, trainer: Trainer, row: Mapping[str, float]) -> None:
+        """Write to the loggers at once: `self.log` only writes at the Trainer's next logging step."""
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(row), step=step)
+
+
+class _ValidationRequest:
+    """Asks the Trainer to validate at the end of this batch, in its own regular place and order."""
+
+    def __init__(self) -> None:
+        self._saved: tuple[Any, Any] | None = None
+
+    def make(self, trainer: Trainer) -> None:
+        """Make this the batch at which the Trainer validates, if it can validate at all."""
+        if not trainer.enable_validation:
+            return
+        self._saved = trainer.val_check_batch, trainer.check_val_every_n_epoch
+        trainer.check_val_every_n_epoch = None
+        trainer.val_check_batch = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+
+    def withdraw(self, trainer: Trainer) -> None:
+        """Restore the Trainer's schedule."""
+        if self._saved is not None:
+            trainer.val_check_batch, trainer.check_val_every_n_epoch = self._saved
+            self._saved = None
+
+
+def _gradient_scale(trainer: Trainer) -> float:
+    """Return what undoes fp16 loss scaling."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 / scaler.get_scale() if scaler is not None else 1.0
+
+
+def _window_correction(trainer: Trainer) -> float:
+    """Return what makes up for a last accumulation window that holds fewer batches than it is divided by."""
+    accumulated = trainer.accumulate_grad_batches
+    window = (trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1) % accumulated + 1
+    return accumulated / window
+
+
+def _without(scores: Tensor, groups: ChannelGroups, refused: set[str]) -> Tensor:
+    """Return scores with NaN, which is never chosen, for all units of some groups."""
+    if not refused:
+        return scores
+    scores = scores.clone()
+    for group in groups:
+        if group.name in refused:
+            scores[group.first_unit : group.first_unit + group.num_channels] = math.nan
+    return scores
+
+
+def _batch_size(args: Any, kwargs: Any) -> int:
+    tensors = [leaf for leaf in tree_flatten((args, dict(kwargs)))[0] if isinstance(leaf, Tensor) and leaf.dim()]
+    return max(int(tensors[0].shape[0]), 1) if tensors else 1
+
+
+@contextlib.contextmanager
+def _logging_off(pl_module: nn.Module) -> Iterator[None]:
+    """Keep `self.log` calls in a traced forward from reaching the Trainer with tensors that hold no numbers."""
+    names = ("log", "log_dict")
+    try:
+        for name in names:
+            vars(pl_module)[name] = lambda *args, **kwargs: None
+        yield
+    finally:
+        for name in names:
+            vars(pl_module).pop(name, None)
+
+
+def _say_what_is_locked(groups: ChannelGroups) -> None:
+    reasons: dict[str, list[str]] = {}
+    for entry in groups.locked:
+        if "is an output of the network" not in entry.reason:
+            reasons.setdefault(entry.reason, []).append(f"{entry.name} ({entry.num_channels})")
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        rank_zero_info(f"Not prunable: {', '.join(names[:6])}{more}: {reason}")
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+
+def _check_positive(**arguments: int) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise MisconfigurationException(
+                f"Expected argument `{name}` to be an int of at least 1, but got {value!r}."
+            )
+
+
+def _check_arguments(
+    max_prunes: int | None,
+    start_step: int,
+    criterion: str,
+    optimizer_state: str,
+    max_pruning_ratio: float,
+    exclude: Any,
+    normalize: str | None,
+) -> None:
+    if max_prunes is not None:
+        _check_positive(max_prunes=max_prunes)
+    if not isinstance(start_step, int) or start_step < 0:
+        raise MisconfigurationException(
+            f"Expected argument `start_step` to be an int of at least 0, but got {start_step!r}."
+        )
+    _check_choice("criterion", criterion, CRITERIA)
+    _check_choice("optimizer_state", optimizer_state, ("reset", "slice"))
+    if normalize is not None:
+        _check_choice("normalize", normalize, NORMALIZATIONS)
+    if not 0 < max_pruning_ratio <= 1:
+        raise MisconfigurationException(
+            f"Expected argument `max_pruning_ratio` to be in (0, 1], but got {max_pruning_ratio!r}."
+        )
+    if isinstance(exclude, str):
+        raise MisconfigurationException(f"Expected argument `exclude` to be a list of names, but got {exclude!r}.")
+
+
+def _check_choice(name: str, value: Any, choices: Any) -> None:
+    if value not in choices:
+        raise MisconfigurationException(
+            f"Expected argument `{name}` to be one of {', '.join(choices)}, but got {value!r}."
+        )
+
+
+def _check_stop_at(stop_at: Mapping[str, float] | None) -> None:
+    for name, value in (stop_at or {}).items():
+        _check_choice("stop_at", name, COSTS)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+            raise MisconfigurationException(f"Expected `stop_at[{name!r}]` to be a positive number, but got {value!r}.")

@@ -1,0 +1,75 @@
+"""Find out how a training step calls its network, by watching one batch."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_flatten
+
+from lightning_taylor_prune.trace import Call, current_autocast, tree_fake
+
+_MOST_SIGNATURES = 8
+"""Ways of calling one module that are looked at; a loop over many input sizes needs no more to show what ties."""
+
+
+class CallCapture:
+    """Records, until closed, every outermost call of a module that has parameters.
+
+    What is recorded are the arguments' shapes, not their values: no memory is held.
+
+    Args:
+        root: The network; names are relative to it.
+        target: Name of the only module to watch, or ``None`` for whichever are called first.
+    """
+
+    def __init__(self, root: nn.Module, target: str | None) -> None:
+        self._calls: dict[Any, Call] = {}
+        self._depth = 0
+        watched = {target: root.get_submodule(target)} if target is not None else dict(root.named_modules())
+        self._handles = []
+        for name, module in watched.items():
+            if any(True for _ in module.parameters()):
+                self._handles.append(module.register_forward_pre_hook(self._pre_hook(name), with_kwargs=True))
+                self._handles.append(module.register_forward_hook(self._post_hook, always_call=True))
+
+    @property
+    def calls(self) -> list[Call]:
+        """The calls so far, each signature once."""
+        return list(self._calls.values())
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _pre_hook(self, name: str) -> Any:
+        def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if _is_redirected(module):
+                return
+            if self._depth == 0:
+                self._record(Call(name, args, kwargs, current_autocast()))
+            self._depth += 1
+
+        return pre_hook
+
+    def _post_hook(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not _is_redirected(module):
+            self._depth = max(self._depth - 1, 0)
+
+    def _record(self, call: Call) -> None:
+        leaves, structure = tree_flatten((call.args, dict(call.kwargs)))
+        signature = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else repr(x)[:100] for x in leaves)
+        key = (call.module, str(structure), signature)
+        if key not in self._calls and sum(k[0] == call.module for k in self._calls) < _MOST_SIGNATURES:
+            with torch.no_grad():
+                self._calls[key] = tree_fake(call, FakeTensorMode(allow_non_fake_inputs=True))
+
+
+def _is_redirected(module: nn.Module) -> bool:
+    """Whether a strategy has put the training step in place of ``forward``: then this is no call of the network."""
+    forward = vars(module).get("forward")
+    return forward is not None and not inspect.ismethod(forward)

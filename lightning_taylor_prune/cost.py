@@ -1,0 +1,97 @@
+"""What a network costs: parameters, MACs, filters, time."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_taylor_prune.trace import Call, fake_trace, run
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one forward pass.
+
+    Attributes:
+        params: Number of parameters; tied ones count once.
+        macs: Multiply-accumulate operations (floating point operations / 2) for the example input, batch included.
+        filters: Number of convolution filters.
+    """
+
+    params: int
+    macs: int
+    filters: int
+
+
+def measure_cost(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None) -> Cost:
+    """Count parameters, MACs and filters of a network in evaluation mode, without computing anything.
+
+    MACs come from :class:`torch.utils.flop_counter.FlopCounterMode`.
+
+    Args:
+        model: Any network; it comes out untouched.
+        example_inputs: A tensor, or a tuple of positional arguments.
+        example_kwargs: Keyword arguments.
+
+    Example:
+        >>> measure_cost(nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 10, 10))
+        Cost(params=224, macs=13824, filters=8)
+    """
+    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    flags = {name: False for name, _ in model.named_modules()}
+    recorded = fake_trace(model, Call("", args, dict(example_kwargs or {})), flags)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        run(model, recorded, recorded.tensors, lambda func, args, kwargs: func(*args, **kwargs))
+    return Cost(
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        macs=counter.get_total_flops() // 2,
+        filters=count_filters(model),
+    )
+
+
+def count_filters(model: nn.Module) -> int:
+    """Return the number of filters of all convolutions."""
+    return sum(filters_per_layer(model).values())
+
+
+def filters_per_layer(model: nn.Module) -> dict[str, int]:
+    """Return the number of filters of every convolution by name."""
+    return {
+        name: module.out_channels
+        for name, module in model.named_modules()
+        if isinstance(module, (_ConvNd, _ConvTransposeNd))
+    }
+
+
+@torch.no_grad()
+def measure_latency(model: nn.Module, example_inputs: Any, repeats: int = 20, warmup: int = 3) -> float:
+    """Return the median time of a forward pass in seconds, in the mode that the model is in.
+
+    Args:
+        model: The network, on the device where it is to be measured.
+        example_inputs: A tensor, or a tuple of positional arguments, on the same device.
+        repeats: Timed passes.
+        warmup: Passes before, not timed.
+    """
+    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    cuda = any(parameter.is_cuda for parameter in model.parameters())
+    times = []
+    for i in range(warmup + repeats):
+        if cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        model(*args)
+        if cuda:
+            torch.cuda.synchronize()
+        if i >= warmup:
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)

@@ -1,0 +1,33 @@
+"""Tables about what pruning has done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def filters_table(before: Mapping[str, int], after: Mapping[str, int], params: int) -> str:
+    """Return a text table of the filters of every layer, before and after.
+
+    Example:
+        >>> print(filters_table({"conv1": 8, "conv2": 16}, {"conv1": 8, "conv2": 4}, 1234))
+        layer  before  after  kept
+        conv1       8      8  100%
+        conv2      16      4   25%
+        total      24     12   50%
+        1,234 parameters are left.
+    """
+    rows = [[name, str(n), str(after[name]), f"{after[name] / n:.0%}"] for name, n in before.items()]
+    total, left = sum(before.values()), sum(after.values())
+    rows.append(["total", str(total), str(left), f"{left / max(total, 1):.0%}"])
+    return "\n".join([*_aligned([["layer", "before", "after", "kept"], *rows]), f"{params:,} parameters are left."])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Align columns: the first to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
