@@ -150,7 +150,7 @@ class TaylorPruningCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the step count of a training that goes on."""
-        self._seen_step = self._scored_step = trainer.global_step
+        self._seen_step, self._scored_step = trainer.global_step, -1
         self._intervals = max(self._intervals, self._intervals_at(trainer.global_step))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -236,8 +236,8 @@ class TaylorPruningCallback(Callback):
         if not calls:
             wanted = f"`{self.target}`" if self.target else "a network"
             raise MisconfigurationException(
-                f"Expected {type(pl_module).__name__}.training_step to call {wanted}, but in its first batch no such call "
-                "was seen, so that nothing can be pruned. Set `target` to the name of a submodule that it calls."
+                f"Expected {type(pl_module).__name__}.training_step to call {wanted}, but in its first batch no such "
+                "call was seen, so that nothing can be pruned. Set `target` to the name of a submodule that it calls."
             )
         self._batch_size = _batch_size(calls[0].args, calls[0].kwargs)
         with _logging_off(pl_module):
@@ -269,11 +269,12 @@ class TaylorPruningCallback(Callback):
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose, cut, log; or say why not."""
-        assert self.groups is not None and self._scores is not None
+        assert self.groups is not None
+        assert self._scores is not None
         if not self._scores.ready:
             rank_zero_warn(
-                f"Step {trainer.global_step}: no prune, as none of the {self._scores.steps} minibatches since the last one "
-                "had finite gradients for the pruned network."
+                f"Step {trainer.global_step}: no prune, as none of the {self._scores.steps} minibatches since the last "
+                "one had finite gradients for the pruned network."
             )
             return
         skipped = self._scores.skipped
@@ -285,7 +286,7 @@ class TaylorPruningCallback(Callback):
         if choice.plan:
             self._new_scores(pl_module)
             threshold = highest_removed(choice.plan, before, scores)
-            self._record(trainer, len(choice.plan), threshold, skipped)
+            self._record(trainer, pl_module, len(choice.plan), threshold, skipped)
             if self.validate_after_prune:
                 self._validation.make(trainer)
         if choice.reason == "target":
@@ -324,7 +325,9 @@ class TaylorPruningCallback(Callback):
 
     # --- logging ------------------------------------------------------------------------------------------------
 
-    def _record(self, trainer: Trainer, removed: int, threshold: float, skipped: int) -> None:
+    def _record(
+        self, trainer: Trainer, pl_module: LightningModule, removed: int, threshold: float, skipped: int
+    ) -> None:
         """Add a row to the history and send it to the loggers."""
         assert self.groups is not None
         self.filters_after = self.groups.filters
@@ -343,9 +346,9 @@ class TaylorPruningCallback(Callback):
         logged["prune/count"] = float(count)
         for name, value in logged.items():
             if math.isfinite(value):
-                self.log(name, value, on_step=True, on_epoch=False, logger=False)
+                pl_module.log(name, value, on_step=True, on_epoch=False, logger=False)
         bar = f"prune_of_{self.max_prunes}" if self.max_prunes is not None else "prune"
-        self.log(bar, float(count), on_step=True, on_epoch=False, prog_bar=True, logger=False)
+        pl_module.log(bar, float(count), on_step=True, on_epoch=False, prog_bar=True, logger=False)
         layers = {f"prune/filters/{name}": float(n) for name, n in self.filters_after.items()}
         self._log_rows(trainer, {**logged, **layers})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class PruningError(RuntimeError):
     """Base class of everything this package raises while analysing or cutting a network."""
@@ -22,7 +24,7 @@ class VerificationError(PruningError):
         divergence: What disagreed: operator, source line, expected and actual shapes.
     """
 
-    def __init__(self, message: str, divergence: object = None) -> None:
+    def __init__(self, message: str, divergence: Any = None) -> None:
         super().__init__(message)
         self.divergence = divergence
 

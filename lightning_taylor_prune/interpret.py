@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import getitem
 from typing import Any
 
 import numpy as np
+import torch
 from torch.fx import Node
 
 from lightning_taylor_prune.errors import PruningWarning
@@ -21,6 +22,7 @@ from lightning_taylor_prune.rules.base import (
     find_labels,
     find_rule,
     operator_name,
+    place_of,
 )
 from lightning_taylor_prune.trace import Trace
 
@@ -124,13 +126,13 @@ def _axis_numbers(starts: Any, fields: Sequence[Field]) -> list[int]:
 
 def _lock_unused(space: LabelSpace, traces: Sequence[Trace], parameters: Mapping[str, Labels]) -> None:
     used = {
-        node.meta["tensor"]
+        id(parameters[node.meta["tensor"]])
         for trace in traces
         for node in trace.graph.nodes
         if node.op == "placeholder" and "tensor" in node.meta and node.users
     }
-    for name, value in parameters.items():
-        if name not in used:
+    for value in parameters.values():
+        if id(value) not in used:
             for f in value.fields:
                 space.lock(f, "is not used in the forward pass")
 
@@ -147,15 +149,20 @@ class _Run:
         blamed: Mapping[Site, tuple[int, str]],
     ) -> None:
         self.notes = Notes()
+        self.ops = trace.ops
         self.results: list[list[Labels]] = []
         self.touched: list[list[Labels]] = []
         self._space, self._number, self._blamed = space, number, blamed
         self._values: dict[Node, Any] = {}
+        self._sharing: dict[Any, list[Node]] = {}
         for node in trace.graph.nodes:
             if node.op == "placeholder":
                 self._values[node] = self._placeholder(node, parameters)
             elif node.op == "call_function":
                 self._values[node] = self._call(node)
+                self._share_liveness(node)
+            if isinstance(self._values.get(node), Labels):
+                self._sharing.setdefault(_storage_of(node), []).append(node)
         for node in trace.outputs:
             for f in self._values[node].fields:
                 space.lock(f, "is an output of the network")
@@ -182,6 +189,16 @@ class _Run:
                 self._space.lock(f, message)
         return value
 
+    def _share_liveness(self, node: Node) -> None:
+        """What an operator has written to in place now depends on the input, and so do all views of it."""
+        value = self._values[node]
+        if not isinstance(value, Labels) or value.static:
+            return
+        for written in _written(node):
+            for other in self._sharing.get(_storage_of(written), ()):
+                if self._values[other].static:
+                    self._values[other] = replace(self._values[other], static=False, direct=False)
+
     def _apply(self, ctx: RuleContext, args: Any, kwargs: Any) -> Any:
         """Run the rule; where there is none, or it fails, lock what the operator touches."""
         rule = find_rule(ctx.node.target)
@@ -196,9 +213,25 @@ class _Run:
                 why = f"meets an operator whose label rule failed: {type(error).__name__}: {error}"
             name = operator_name(ctx.node.target)
             warnings.warn(f"Label rule of `{name}`: {why}. Its channels are locked.", PruningWarning, stacklevel=2)
-        ctx.lock_all(find_labels([args, kwargs]), why)
-        results = [Labels(shape) for shape in ctx.shapes]
+        operands = find_labels([args, kwargs])
+        ctx.lock_all(operands, why)
+        results = [Labels(shape, static=all(v.static for v in operands)) for shape in ctx.shapes]
         return results if isinstance(ctx.node.meta["val"], (tuple, list)) else results[0]
+
+
+def _storage_of(node: Node) -> Any:
+    tensor = node.meta["val"]
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else node
+
+
+def _written(node: Node) -> list[Node]:
+    """Return the operands that an operator writes to in place."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    named = zip(schema.arguments, node.args, strict=False)
+    pairs = [*named, *((a, node.kwargs[a.name]) for a in schema.arguments if a.name in node.kwargs)]
+    return [v for a, v in pairs if a.alias_info is not None and a.alias_info.is_write and isinstance(v, Node)]
 
 
 def _map_nodes(value: Any, values: Mapping[Node, Any]) -> Any:
@@ -214,19 +247,19 @@ def _map_nodes(value: Any, values: Mapping[Node, Any]) -> Any:
 def _settle_rectangles(space: LabelSpace, runs: Sequence[_Run], blamed: Mapping[Site, tuple[int, str]]) -> None:
     """Unite until every recorded field varies along one axis that is free to shrink: what leaves is a rectangle."""
     pending = [
-        (blamed.get((number, index), (0, ""))[0], labels, pinned)
+        (blamed.get((number, index), (0, ""))[0], labels, pinned, place_of(run.ops[index]))
         for number, run in enumerate(runs)
         for index, labels, pinned in run.notes.rectangles
     ]
     changed = True
     while changed:
         changed = False
-        for attempt, labels, pinned in pending:
+        for attempt, labels, pinned, place in pending:
             varying = space.varies(labels)
             free = sorted(set(varying) - set(pinned), key=lambda axis: (-labels.shape[axis], axis))
             if not free:
                 if varying:
-                    space.lock(labels, "is picked out by number")
+                    space.lock(labels, f"is picked out by number ({place})")
                 continue
             chosen = free[min(attempt, len(free) - 1)]
             for axis in set(varying) - {chosen}:

@@ -154,7 +154,9 @@ def _ranked_blocks(groups: ChannelGroups, scores: Floats, options: Options) -> l
     Within a group a block never ranks before an earlier one, so that every prefix is a valid choice.
     """
     skipped = excluded_groups(groups, options.exclude) if options.exclude else set()
-    names, blocks, means = [], [], []
+    names: list[str] = []
+    blocks: list[npt.NDArray[np.int64]] = []
+    means: list[float] = []
     for group in groups:
         if group.name in skipped:
             continue
@@ -162,10 +164,10 @@ def _ranked_blocks(groups: ChannelGroups, scores: Floats, options: Options) -> l
         order = np.argsort(own, kind="stable")  # NaN sorts last
         stops = _stops(group, int(np.isfinite(own).sum()), options)
         pieces = np.split(order[: stops[-1]], stops[:-1]) if stops else []
-        values = np.maximum.accumulate([own[piece].mean() for piece in pieces]) if pieces else []
+        values = np.maximum.accumulate(np.array([own[piece].mean() for piece in pieces]))
         names += [group.name] * len(pieces)
         blocks += pieces
-        means += list(values)
+        means += values.tolist()
     ranking = np.argsort(np.array(means), kind="stable")
     return [(names[i], blocks[i]) for i in ranking.tolist()]
 

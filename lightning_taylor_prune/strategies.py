@@ -19,6 +19,6 @@ def check_strategy(strategy: Any) -> None:
     name = type(strategy).__name__
     if name not in _SUPPORTED:
         raise PruningError(
-            f"Expected a strategy among {', '.join(_SUPPORTED)}, but got {name}, which holds parameters in ways that do "
-            "not follow a change of their shapes. Train with `devices=1`."
+            f"Expected a strategy among {', '.join(_SUPPORTED)}, but got {name}, which holds parameters in ways that "
+            "do not follow a change of their shapes. Train with `devices=1`."
         )

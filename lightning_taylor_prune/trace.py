@@ -12,7 +12,8 @@ import contextlib
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import getitem
 from typing import Any
@@ -25,6 +26,7 @@ from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map, tree_map_only
 
@@ -215,7 +217,7 @@ def untouched(root: nn.Module) -> Iterator[list[Any]]:
         A list that holds, afterwards, every attribute value that had been set or replaced.
     """
     leaked: list[Any] = []
-    saved = [(module, _snapshot(module)) for module in root.modules()]
+    saved = [(module, dict(module.__dict__), _contents(module)) for module in root.modules()]
     state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -223,26 +225,34 @@ def untouched(root: nn.Module) -> Iterator[list[Any]]:
     finally:
         random.setstate(state)
         np.random.set_state(numpy_state)
-        for module, snapshot in saved:
-            leaked.extend(_restore(module, snapshot))
+        for module, attributes, contents in saved:
+            leaked.extend(_restore(module, attributes, contents))
 
 
-def _snapshot(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    return {
-        key: (value, value.copy() if isinstance(value, (dict, list, set)) and value else None)
-        for key, value in module.__dict__.items()
-    }
+_CONTAINERS = (dict, list, set, deque)
 
 
-def _restore(module: nn.Module, snapshot: Mapping[str, tuple[Any, Any]]) -> list[Any]:
-    leaked = [value for key, value in module.__dict__.items() if key not in snapshot]
-    for key, (value, content) in snapshot.items():
-        if module.__dict__.get(key) is not value:
-            leaked.append(module.__dict__.get(key))
-        if isinstance(value, (dict, list, set)) and (value or content):
+def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
+    """Return every container among a module's attributes, nested ones too, with a copy (``None`` for an empty one)."""
+    found: dict[int, tuple[Any, Any]] = {}
+    stack = list(module.__dict__.values())
+    while stack:
+        value = stack.pop()
+        if isinstance(value, _CONTAINERS) and id(value) not in found:
+            found[id(value)] = (value, value.copy() if value else None)
+        elif not isinstance(value, tuple):
+            continue
+        stack.extend(value.values() if isinstance(value, dict) else value)
+    return list(found.values())
+
+
+def _restore(module: nn.Module, attributes: Mapping[str, Any], contents: Sequence[tuple[Any, Any]]) -> list[Any]:
+    leaked = [value for key, value in module.__dict__.items() if key not in attributes or attributes[key] is not value]
+    for value, content in contents:
+        if value or content:
             leaked.extend(_restore_container(value, content))
     module.__dict__.clear()
-    module.__dict__.update((key, value) for key, (value, _) in snapshot.items())
+    module.__dict__.update(attributes)
     return leaked
 
 
@@ -252,7 +262,7 @@ def _restore_container(value: Any, content: Any) -> list[Any]:
     leaked = list(value.values()) if isinstance(value, dict) else list(value)
     value.clear()
     if content:
-        value.extend(content) if isinstance(value, list) else value.update(content)
+        value.extend(content) if isinstance(value, (list, deque)) else value.update(content)
     return leaked
 
 
@@ -287,7 +297,7 @@ def _fake_tensors(root: nn.Module, mode: FakeTensorMode) -> dict[str, Tensor]:
         *root.named_buffers(remove_duplicate=False),
     ]
     for name, tensor in named:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise TraceError(f"Parameter `{name}` is not initialized; run one batch through the network first.")
         if id(tensor) not in fakes:
             fakes[id(tensor)] = mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
@@ -300,6 +310,7 @@ class _GraphBuilder:
     def __init__(self, root: nn.Module, recorded: Trace) -> None:
         self._trace = recorded
         self._nodes: dict[int, Node] = {}
+        self._places: dict[Any, Node] = {}  # factories and `.data` hand out another object for the same memory
         self._alive: list[Any] = []  # ids are only unique among living tensors
         self._module_names = {id(m): name for name, m in root.named_modules()}
         for name, tensor in recorded.tensors.items():
@@ -313,34 +324,42 @@ class _GraphBuilder:
         node_args, node_kwargs = tree_map(self._as_node, (args, kwargs))
         result = func(*args, **kwargs)
         node = self._trace.graph.call_function(func, node_args, node_kwargs)
-        node.meta.update(val=result, source=_source_line(), module=self._module_name())
+        node.meta.update(val=result, shapes=_shapes(result), source=_source_line(), module=self._module_name())
         self._trace.ops.append(node)
         self._alive.append(result)
         if isinstance(result, Tensor):
-            self._nodes[id(result)] = node
+            self._remember(result, node)
         elif isinstance(result, (tuple, list)):
             for i, item in enumerate(result):
                 if isinstance(item, Tensor):
-                    self._nodes[id(item)] = self._trace.graph.call_function(getitem, (node, i))
-                    self._nodes[id(item)].meta["val"] = item
+                    part = self._trace.graph.call_function(getitem, (node, i))
+                    part.meta["val"] = item
+                    self._remember(item, part)
         return result
+
+    def _remember(self, tensor: Tensor, node: Node) -> None:
+        self._nodes[id(tensor)] = node
+        self._places[_place(tensor)] = node
+
+    def _find(self, tensor: Tensor) -> Node | None:
+        return self._nodes.get(id(tensor)) or self._places.get(_place(tensor))
 
     def find_nodes(self, result: Any) -> list[Node]:
         """Return the nodes of all tensors in a nested structure of any kind."""
-        return [self._nodes[id(t)] for t in find_tensors(result) if id(t) in self._nodes]
+        return [node for t in find_tensors(result) if (node := self._find(t)) is not None]
 
     def _placeholder(self, tensor: Tensor, kind: str, value: Any) -> Node:
         node = self._trace.graph.placeholder(f"{kind}_{len(self._nodes)}")
         node.meta.update({"val": tensor, kind: value})
-        self._nodes[id(tensor)] = node
+        self._remember(tensor, node)
         self._alive.append(tensor)
         return node
 
     def _as_node(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        if id(value) in self._nodes:
-            return self._nodes[id(value)]
+        if (node := self._find(value)) is not None:
+            return node
         with self._trace.graph.inserting_before(next(iter(self._trace.graph.nodes))):
             return self._placeholder(value, "constant", True)
 
@@ -353,6 +372,14 @@ class _GraphBuilder:
                     return name
             frame = frame.f_back
         return ""
+
+
+def _place(tensor: Tensor) -> Any:
+    """Return what says where a tensor lies in memory, and how."""
+    if tensor.layout != torch.strided:
+        return id(tensor)
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def find_tensors(value: Any) -> list[Tensor]:
@@ -380,10 +407,16 @@ def _children(item: Any) -> list[Any]:
     return [*vars(item).values()] if hasattr(item, "__dict__") else [getattr(item, n, None) for n in names]
 
 
+def _shapes(result: Any) -> list[tuple[int, ...]]:
+    """Return the shapes of all results as they are now (in-place operators may change them); ``()`` for no tensor."""
+    values = result if isinstance(result, (tuple, list)) else [result]
+    return [tuple(v.shape) if isinstance(v, Tensor) else () for v in values]
+
+
 def _source_line() -> str:
-    """Return ``file:line`` of the innermost frame outside torch and this package."""
+    """Return ``file:line`` of the innermost frame of the network's own code, ``""`` where all of it is torch's."""
     frame: Any = sys._getframe(2)
-    while frame is not None:
+    while frame is not None and frame.f_code is not run.__code__:
         name = frame.f_code.co_filename
         if not name.startswith((_TORCH_DIR, _HERE)):
             return f"{name}:{frame.f_lineno}"

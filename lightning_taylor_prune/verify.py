@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 
 from lightning_taylor_prune.interpret import Site
 from lightning_taylor_prune.modules import attribute_updates, patched
 from lightning_taylor_prune.plan import Cut
-from lightning_taylor_prune.rules.base import operator_name
+from lightning_taylor_prune.rules.base import operator_name, place_of
 from lightning_taylor_prune.structure import Alive, Structure
 from lightning_taylor_prune.trace import Trace, run, user_line
 
@@ -121,8 +123,11 @@ class _Check:
 
     def _on_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         index = self._index
-        if index >= len(self._ops) or self._ops[index].target is not func:
-            self._fail(f"the network's code calls {operator_name(func)} in another order if they leave")
+        expected: Any = self._ops[index].target if index < len(self._ops) else None
+        if expected is not func:
+            where = f" instead of {place_of(self._ops[index])}" if expected is not None else " at its end"
+            self._fail(f"the network's code calls {operator_name(func)}{where} if they leave")
+        self._compare_numbers(self._ops[index], args, kwargs)
         for expectation, number in self._expectations.get(index, ()):
             actual, predicted = expectation.argument(*args, **kwargs), self._counts[number]
             if actual != predicted:
@@ -134,16 +139,40 @@ class _Check:
         self._index += 1
         return result
 
+    def _compare_numbers(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A number that takes part in the arithmetic must not follow the channels, or the values would change."""
+        for name in _operands(node.target):
+            before, now = (_argument(name, *given) for given in ((node.args, node.kwargs), (args, kwargs)))
+            if isinstance(now, (int, float)) and isinstance(before, (int, float)) and now != before:
+                self._fail(
+                    f"the network's code computes with a number that follows them: {now} where it was {before} "
+                    f"({place_of(node)})"
+                )
+
     def _fail(self, message: str) -> NoReturn:
         self._found = self._found or message
         raise _DivergedError(message)
 
     def _describe(self, what: str, predicted: Any, actual: Any) -> str:
-        node = self._ops[self._index]
         return (
             f"the network's code keeps a size: {what} {actual} where {predicted} is needed "
-            f"({operator_name(node.target)}, {node.meta.get('source', '')})"
+            f"({place_of(self._ops[self._index])})"
         )
+
+
+@cache
+def _operands(func: Any) -> tuple[tuple[int, str], ...]:
+    """Return position and name of an operator's arguments that may be numbers it computes with, not sizes or axes."""
+    arguments = func._schema.arguments if hasattr(func, "_schema") else ()
+    computed = ("Tensor", "number", "float")
+    return tuple(
+        (i, a.name) for i, a in enumerate(arguments) if str(a.type).removeprefix("Optional[").startswith(computed)
+    )
+
+
+def _argument(place: tuple[int, str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    position, name = place
+    return args[position] if position < len(args) else kwargs.get(name)
 
 
 def _flat(result: Any) -> Iterator[Any]:

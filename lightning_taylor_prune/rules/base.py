@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from lightning_taylor_prune.labels import Field, Labels, LabelSpace, axes_of, first_along
@@ -70,6 +69,12 @@ def alternatives_of(target: Any) -> int:
     return _ALTERNATIVES.get(operator_name(target), 0)
 
 
+def place_of(node: Node) -> str:
+    """Name an operator, and the line of the network's code or else the module that calls it, for messages."""
+    where = node.meta.get("source") or (f"module `{name}`" if (name := node.meta.get("module")) else "")
+    return f"{operator_name(node.target)}{', ' + where if where else ''}"
+
+
 @dataclass
 class Expectation:
     """An integer argument of an operator that must equal the number of these labels that stay."""
@@ -117,14 +122,11 @@ class RuleContext:
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Shapes of all results; of what is no tensor, the empty shape."""
-        value = self.node.meta["val"]
-        values = value if isinstance(value, (tuple, list)) else [value]
-        return [tuple(v.shape) if isinstance(v, Tensor) else () for v in values]
+        return self.node.meta["shapes"]
 
     def where(self) -> str:
         """Name operator and source line, for messages."""
-        source = self.node.meta.get("source", "")
-        return f"{operator_name(self.node.target)}{', ' + source if source else ''}"
+        return place_of(self.node)
 
     def lock(self, labels: Field | None, why: str) -> None:
         """Lock labels (``None`` is allowed and does nothing), with the operator's place in the reason."""

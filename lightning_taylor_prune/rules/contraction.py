@@ -103,7 +103,7 @@ def _with_bias(ctx: RuleContext, product: Labels, bias: Labels | None) -> Labels
     return product if bias is None else pointwise(ctx, [product, bias], product.shape)
 
 
-@register_rule("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot", "aten.linalg_matmul")
+@register_rule("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot", "aten.vdot", "aten.linalg_matmul")
 def matmul(ctx: RuleContext, a: Labels, b: Labels, **kwargs: Any) -> Labels:
     """Matrix products with broadcast batch axes, and vectors, as ``torch.matmul`` reads them."""
     batch_a, batch_b = max(len(a.shape) - 2, 0), max(len(b.shape) - 2, 0)

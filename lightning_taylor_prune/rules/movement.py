@@ -60,11 +60,22 @@ def reshape(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     if 0 in shape:
         ctx.lock_all([x], "has no elements")
         return Labels(shape)
-    fields = [_compact(ctx, reshape_field(f, x.shape, shape)) for f in x.fields]
+    fields = _one_per_axis(ctx, [_compact(ctx, reshape_field(f, x.shape, shape)) for f in x.fields])
     for f in fields:
         if len(axes_of(f)) > 1:
             ctx.notes.rectangles.append((ctx.index, f, ()))
     return moved(x, shape, fields)
+
+
+def _one_per_axis(ctx: RuleContext, fields: Sequence[Field]) -> list[Field]:
+    """Where several tracked axes become one, follow the first of them; the others keep their size."""
+    kept: list[Field] = []
+    for f in fields:
+        if any(set(axes_of(f)) & set(axes_of(other)) for other in kept):
+            ctx.lock(f, "becomes one axis with other channels")
+        else:
+            kept.append(f)
+    return kept
 
 
 def _compact(ctx: RuleContext, labels: Field) -> Field:
@@ -91,7 +102,7 @@ def transpose(ctx: RuleContext, x: Labels, dim0: int, dim1: int) -> Labels:
     return moved(x, ctx.shape, [f.swapaxes(dim0, dim1) for f in x.fields])
 
 
-@register_rule("aten.t", "aten.numpy_T", "aten.mT", "aten.adjoint")
+@register_rule("aten.t", "aten.numpy_T", "aten.mT", "aten.mH", "aten.matrix_H", "aten.adjoint")
 def matrix_transpose(ctx: RuleContext, x: Labels) -> Labels:
     """The last two axes swapped."""
     return moved(x, ctx.shape, [f.swapaxes(-1, -2) if f.ndim > 1 else f for f in x.fields])
@@ -224,9 +235,10 @@ def slice_(ctx: RuleContext, x: Labels, dim: int = 0, start: Any = None, end: An
     elif ctx.attempt == 1 and 2 * shape[dim] == size and start in (0, shape[dim]):
         _unite_pieces(ctx, labels, dim, 2)
     stop = start + shape[dim] * step
-    before = labels[(slice(None),) * dim + (slice(0, start),)]
-    if start and step == 1:
-        ctx.expect(_slice_start, before, "start of the slice")
+    if start:
+        before = labels[(slice(None),) * dim + (slice(0, start - start % step),)]
+        ctx.expect(_slice_start, np.append(before, ctx.space.fresh(start % step)), "start of the slice")
+    _hold_single(ctx, labels, dim, start, shape[dim])
     fields = [f[(slice(None),) * dim + (slice(start, stop, step),)] if f is labels else f for f in x.fields]
     return moved(x, shape, fields)
 
@@ -234,6 +246,12 @@ def slice_(ctx: RuleContext, x: Labels, dim: int = 0, start: Any = None, end: An
 def _slice_start(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> int:
     size = x.shape[dim]
     return 0 if start is None else min(start + size if start < 0 else start, size)
+
+
+def _hold_single(ctx: RuleContext, labels: Field, dim: int, start: int, length: int) -> None:
+    """A piece of one position is picked out by number: no other may take its place."""
+    if length == 1 < labels.shape[dim]:
+        ctx.lock(_range(labels, dim, start, start + 1), "is picked out by number")
 
 
 def _leave_in_blocks(ctx: RuleContext, labels: Field, dim: int, step: int) -> None:
@@ -260,10 +278,12 @@ def split(ctx: RuleContext, x: Labels, sizes: Any, dim: int = 0) -> list[Labels]
     dim %= len(x.shape)
     labels = x.along(dim)
     lengths = [s[dim] for s in shapes]
-    if labels is not None and len(lengths) > 1:
-        if len(set(lengths)) == 1:
-            _unite_pieces(ctx, labels, dim, len(lengths))
+    if labels is not None and len(lengths) > 1 and len(set(lengths)) == 1:
+        _unite_pieces(ctx, labels, dim, len(lengths))
     stops = np.cumsum(lengths)
+    if labels is not None:
+        for length, stop in zip(lengths, stops.tolist(), strict=True):
+            _hold_single(ctx, labels, dim, stop - length, length)
     return [
         moved(x, shape, [_range(f, dim, stop - length, stop) for f in x.fields])
         for shape, length, stop in zip(shapes, lengths, stops, strict=True)
@@ -280,7 +300,7 @@ def select(ctx: RuleContext, x: Labels, dim: int, index: int) -> Labels:
     dim %= len(x.shape)
     if (labels := x.along(dim)) is not None:
         ctx.pin(labels, dim)
-    return moved(x, ctx.shape, [f.take(index if f.shape[dim] > 1 else 0, dim) for f in x.fields])
+    return moved(x, ctx.shape, [np.take(f, [index if f.shape[dim] > 1 else 0], dim).squeeze(dim) for f in x.fields])
 
 
 @register_rule("aten.unbind")

@@ -1,0 +1,39 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer and make.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TESTS ?= not slow
+WORKERS ?= 2
+
+.PHONY: demo test test-slow lint clean
+
+demo: .venv/installed-recipes  ## train, prune, retrain and compare a small network on real images
+	$(BIN)/python recipes/prune.py
+
+test: .venv/installed-dev  ## the test suite, without the sweeps over large networks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "$(TESTS)"
+
+test-slow: .venv/installed-dev  ## the sweeps over large networks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+lint: .venv/installed-dev  ## style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; set PYTHON=..."'
+	$(PYTHON) -m venv .venv
+
+.venv/installed-recipes: pyproject.toml | .venv/bin/python
+	@echo "Installing PyTorch, Lightning and what the recipes need; this takes some minutes the first time ..."
+	$(PIP) --editable '.[recipes]'
+	@touch $@
+
+.venv/installed-dev: pyproject.toml | .venv/bin/python
+	@echo "Installing PyTorch, Lightning and the development tools; this takes some minutes the first time ..."
+	$(PIP) --editable '.[dev]'
+	@touch $@ .venv/installed-recipes
+
+clean:
+	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
