@@ -1,0 +1,18 @@
+"""The README's Python snippets run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+SNIPPETS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.S)
+
+
+@pytest.mark.parametrize(
+    ("number", "last_line"), [(0, "72"), (1, "Cost(")], ids=["callback in a Trainer", "without a Trainer"]
+)
+def test_snippet_runs(number: int, last_line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(SNIPPETS[number], f"README.md, snippet {number}", "exec"), {"__name__": "snippet"})
+    assert capsys.readouterr().out.strip().splitlines()[-1].startswith(last_line)
