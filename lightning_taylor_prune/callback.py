@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_flatten
 
 from lightning_taylor_prune.capture import CallCapture
-from lightning_taylor_prune.errors import PlanError, PruningError, VerificationError
+from lightning_taylor_prune.checkpoint import (
+    KEY,
+    attributes_of,
+    is_loadable,
+    make_loadable,
+    set_attributes_of,
+    shapes_of,
+)
+from lightning_taylor_prune.errors import PlanError, PruningError
 from lightning_taylor_prune.groups import ChannelGroups, groups_of_calls
 from lightning_taylor_prune.importance import CRITERIA, NORMALIZATIONS, Criterion, normalize_scores, warn_unscored
 from lightning_taylor_prune.optimizers import OptimizerStateMode
 from lightning_taylor_prune.plan import PruningPlan
 from lightning_taylor_prune.report import filters_table
 from lightning_taylor_prune.selection import COSTS, Choice, Options, choose, excluded_groups, highest_removed
-from lightning_taylor_prune.strategies import check_strategy
-from lightning_taylor_prune.surgery import prune_
+from lightning_taylor_prune.strategies import Ranks, check_strategy, rewrap
+from lightning_taylor_prune.surgery import cut_tensors_
+from lightning_taylor_prune.trace import Call
+from lightning_taylor_prune.verify import Divergence
 
 
 class TaylorPruningCallback(Callback):
@@ -55,6 +68,7 @@ class TaylorPruningCallback(Callback):
             ``"l2"``, ``"max"``; by default what suits the criterion.
         macs_weight: Preference for units that cost many MACs; see
             :func:`~lightning_taylor_prune.importance.normalize_scores`.
+        rank_timeout: Under DDP, seconds to wait at a prune for other ranks before giving up with an error.
 
     Attributes:
         history: One dict per prune: ``step``, ``count``, ``removed``, ``params``, ``macs`` (per example), ``filters``,
@@ -90,6 +104,7 @@ class TaylorPruningCallback(Callback):
         stop_at: Mapping[str, float | int] | None = None,
         normalize: str | None = None,
         macs_weight: float = 0.0,
+        rank_timeout: float = 600.0,
     ) -> None:
         super().__init__()
         _check_positive(
@@ -110,6 +125,7 @@ class TaylorPruningCallback(Callback):
         self.validate_after_prune = validate_after_prune
         self.normalize = normalize or CRITERIA[criterion].normalize_default
         self.macs_weight = macs_weight
+        self.rank_timeout = rank_timeout
         self.options = Options(min_channels, max_pruning_ratio, round_to, tuple(exclude), dict(stop_at or {}))
 
         self.history: list[dict[str, Any]] = []
@@ -125,6 +141,10 @@ class TaylorPruningCallback(Callback):
         self._intervals = 0
         self._refused: set[str] = set()
         self._validation = _ValidationRequest()
+        self._original: dict[str, Any] = {}
+        self._resumed: dict[str, Any] = {}
+        self._load_hook: Any = None
+        self._ranks = Ranks("", rank_timeout)
 
     @property
     def state_key(self) -> str:
@@ -135,12 +155,15 @@ class TaylorPruningCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work before any data is read."""
+        if not is_loadable(pl_module):
+            self._load_hook = make_loadable(pl_module)
         if stage != "fit":
             return
         try:
             check_strategy(trainer.strategy)
         except PruningError as error:
             raise MisconfigurationException(str(error)) from error
+        self._ranks = Ranks(self.state_key, self.rank_timeout)
         if self.target is not None and self.target not in dict(pl_module.named_modules()):
             names = ", ".join(name for name, _ in pl_module.named_children())
             raise MisconfigurationException(
@@ -148,10 +171,17 @@ class TaylorPruningCallback(Callback):
                 f"Its children are: {names}."
             )
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take back what `setup` put on the module."""
+        if self._load_hook is not None:
+            self._load_hook.remove()
+            self._load_hook = None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the step count of a training that goes on."""
         self._seen_step, self._scored_step = trainer.global_step, -1
-        self._intervals = max(self._intervals, self._intervals_at(trainer.global_step))
+        if not self._resumed:
+            self._intervals = self._intervals_at(trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Watch the first batch, to see how the network is called."""
@@ -241,13 +271,31 @@ class TaylorPruningCallback(Callback):
             )
         self._batch_size = _batch_size(calls[0].args, calls[0].kwargs)
         with _logging_off(pl_module):
-            self.groups = groups_of_calls(pl_module, calls)
+            self.groups = self._find_groups(pl_module, calls)
         self._check_exclude(self.groups)
-        self.filters_before = self.filters_after = self.groups.filters
+        self.filters_before, self.filters_after = ChannelGroups(self.groups.structure).filters, self.groups.filters
         self._new_scores(pl_module)
+        if self._resumed.get("scores"):
+            assert self._scores is not None
+            self._scores.load_state_dict(self._resumed["scores"])
+        self._resumed = {}
         _say_what_is_locked(self.groups)
         if not self.groups.num_units:
             self._stop("nothing can be pruned: every channel is locked")
+
+    def _find_groups(self, pl_module: LightningModule, calls: Sequence[Call]) -> ChannelGroups:
+        """Analyse the network as it was before its first prune, so that a resumed training sees the same groups."""
+        if not self._resumed.get("kept"):
+            self._original = {"shapes": shapes_of(pl_module), "attributes": attributes_of(pl_module)}
+            return groups_of_calls(pl_module, calls)
+        now = attributes_of(pl_module)
+        shapes = {name: tuple(shape) for name, shape in self._original["shapes"].items()}
+        try:
+            set_attributes_of(pl_module, self._original["attributes"])
+            groups = groups_of_calls(pl_module, calls, shapes)
+        finally:
+            set_attributes_of(pl_module, now)
+        return groups.restricted(self._resumed["kept"])
 
     def _check_exclude(self, groups: ChannelGroups) -> None:
         try:
@@ -299,29 +347,79 @@ class TaylorPruningCallback(Callback):
     def _cut(self, trainer: Trainer, pl_module: LightningModule, scores: Tensor) -> Choice:
         """Cut; groups that the network's code turns out not to let go are left alone from then on."""
         assert self.groups is not None
+        copies = averaged_copies(trainer, pl_module)
         while True:
-            usable = _without(scores, self.groups, self._refused)
-            choice = choose(self.groups, usable, self.filters_per_prune, self.options)
-            try:
-                groups = prune_(pl_module, choice.plan, trainer.optimizers, self.optimizer_state)
-            except VerificationError as error:
-                self._refuse(choice.plan, error)
+            choice = self._choose(scores)
+            divergence = self.groups.verify(pl_module, choice.plan) if choice.plan else None
+            self._ranks.agree(choice.plan.digest() if divergence is None else divergence.message)
+            if divergence is not None:
+                self._refuse(choice.plan, divergence)
                 continue
-            assert groups is not None
-            self.groups = groups
+            if choice.plan:
+                cut_tensors_(pl_module, choice.plan, trainer.optimizers, self.optimizer_state, copies)
+                self.groups = self.groups.after(choice.plan)
+                rewrap(trainer.strategy, pl_module)
             return choice
 
-    def _refuse(self, plan: PruningPlan, error: VerificationError) -> None:
+    def _choose(self, scores: Tensor) -> Choice:
+        """Choose on rank 0, for all: scores may differ in their last bits, and equal counts of others diverge silently."""
         assert self.groups is not None
-        blamed = self.groups.blamed_groups(error.divergence) & set(plan.removed) or set(plan.removed)
+        usable = _without(scores, self.groups, self._refused)
+        own = choose(self.groups, usable, self.filters_per_prune, self.options)
+        removed, reason = self._ranks.from_first([dict(own.plan.removed), own.reason])
+        return Choice(self.groups.plan(removed), reason)
+
+    def _refuse(self, plan: PruningPlan, divergence: Divergence) -> None:
+        assert self.groups is not None
+        blamed = self.groups.blamed_groups(divergence) & set(plan.removed) or set(plan.removed)
         self._refused |= blamed
-        rank_zero_warn(f"{error} From now on these groups are left as they are: {', '.join(sorted(blamed))}.")
+        rank_zero_warn(
+            f"A plan was given up: {divergence.message}. From now on these groups are left as they are: "
+            f"{', '.join(sorted(blamed))}."
+        )
 
     def _stop(self, reason: str, warn: bool = False) -> None:
         self.stop_reason = reason
         (rank_zero_warn if warn else rank_zero_info)(f"Pruning ends after {len(self.history)} prunes: {reason}.")
         if self._scores is not None:
             self._scores.close()
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where pruning stands, as plain data and tensors."""
+        if self.groups is None:
+            return dict(self._resumed)
+        kept = {name: torch.from_numpy(units.copy()) for name, units in self.groups.kept_units().items()}
+        return {
+            "history": copy.deepcopy(self.history),
+            "intervals": self._intervals,
+            "refused": sorted(self._refused),
+            "stop_reason": self.stop_reason,
+            "kept": kept,
+            "original": self._original,
+            "scores": self._scores.state_dict() if self._scores is not None else None,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint left off; the groups follow with the first batch."""
+        if not state_dict:
+            return
+        self._resumed = dict(state_dict)
+        self._original = state_dict["original"]
+        self.history = copy.deepcopy(state_dict["history"])
+        self._intervals = state_dict["intervals"]
+        self._refused = set(state_dict["refused"])
+        self.stop_reason = state_dict["stop_reason"]
+        self.groups = self._scores = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what the shapes of weights do not tell, for loading without this callback."""
+        checkpoint[KEY] = {"attributes": attributes_of(pl_module)}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Set the attributes that the weights' shapes left open."""
+        set_attributes_of(pl_module, checkpoint.get(KEY, {}).get("attributes", {}))
 
     # --- logging ------------------------------------------------------------------------------------------------
 
@@ -357,6 +455,18 @@ class TaylorPruningCallback(Callback):
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         for logger in trainer.loggers:
             logger.log_metrics(dict(row), step=step)
+
+
+def averaged_copies(trainer: Trainer, pl_module: LightningModule) -> list[nn.Module]:
+    """Return the averaged copies of the network that other callbacks keep (EMA, SWA): they are cut with it."""
+    found: list[nn.Module] = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for value in vars(callback).values():
+            if isinstance(value, AveragedModel):
+                found.append(value.module)
+            elif type(value) is type(pl_module) and value is not pl_module:
+                found.append(value)
+    return found
 
 
 class _ValidationRequest:

@@ -268,6 +268,25 @@ class ChannelGroups:
         """Return the groups of the network as it is after a plan."""
         return ChannelGroups(self.structure, self.alive_after(plan))
 
+    def kept_units(self) -> dict[str, Indices]:
+        """Return which of its original units every group has left."""
+        return {f.name: np.flatnonzero(self.alive[f.roots]) for f in self.structure.families}
+
+    def restricted(self, kept: Mapping[str, Any]) -> ChannelGroups:
+        """Return the groups of the network with only those of its original units; the inverse of :meth:`kept_units`.
+
+        Raises:
+            PlanError: The groups are others than those that ``kept`` was made from.
+        """
+        alive = self.structure.everything()
+        families = {family.name: family.roots for family in self.structure.families}
+        if families.keys() != kept.keys():
+            unknown = sorted(families.keys() ^ kept.keys())
+            raise PlanError(f"The network has other groups than when it was pruned: {', '.join(unknown[:8])}.")
+        for name, roots in families.items():
+            alive[roots] = np.isin(np.arange(len(roots)), np.asarray(kept[name]))
+        return ChannelGroups(self.structure, alive)
+
     def verify(self, model: nn.Module, plan: PruningPlan) -> Divergence | None:
         """Run the network's code, without data, at the shapes that the plan leads to; nothing is changed."""
         return verify(model, self.structure, self.alive_after(plan), plan.cuts)
@@ -316,9 +335,17 @@ def find_groups(
     return groups_of_calls(model, [Call("", args, dict(example_kwargs or {}))])
 
 
-def groups_of_calls(model: nn.Module, calls: Sequence[Call]) -> ChannelGroups:
-    """Find groups over several ways in which a network is called; what any of them ties together is tied."""
-    traces = [t for call in calls for t in _trace_both_modes(model, call)]
+def groups_of_calls(
+    model: nn.Module, calls: Sequence[Call], shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> ChannelGroups:
+    """Find groups over several ways in which a network is called; what any of them ties together is tied.
+
+    Args:
+        model: The network.
+        calls: How it is called.
+        shapes: Shapes of its parameters and buffers, where the groups are to be those of the network as it was.
+    """
+    traces = [t for call in calls for t in _trace_both_modes(model, call, shapes)]
     blamed: dict[Site, tuple[int, str]] = {}
     rounds = 0
     while True:
@@ -334,13 +361,13 @@ _PATIENCE = 6
 """Contradictions taken one by one; then every operator on the same source line is treated alike."""
 
 
-def _trace_both_modes(model: nn.Module, call: Call) -> list[Trace]:
+def _trace_both_modes(model: nn.Module, call: Call, shapes: Mapping[str, tuple[int, ...]] | None) -> list[Trace]:
     """Trace as the network is, and in the other mode too where that runs other operators (auxiliary heads, say)."""
     flags = training_flags(model)
-    first = trace(model, call, flags)
+    first = trace(model, call, flags, shapes)
     other = not flags[call.module]
     try:
-        second = trace(model, call, dict.fromkeys(flags, other))
+        second = trace(model, call, dict.fromkeys(flags, other), shapes)
     except TraceError as error:
         warnings.warn(
             f"What the network does in {'training' if other else 'evaluation'} mode was not analysed: {error}",

@@ -1,9 +1,9 @@
-"""How much the loss would change if a unit left: criteria, and their running means over minibatches.
+r"""How much the loss would change if a unit left: criteria, and their running means over minibatches.
 
 The first-order Taylor expansion of the loss :math:`L` when a unit's contribution :math:`a` goes to zero is
-:math:`\\Delta L \\approx -\\sum a \\cdot \\partial L / \\partial a`. Where the unit is read by a weight :math:`w`, the
-same number is :math:`\\sum w \\cdot \\partial L / \\partial w` over the slice that reads it, exactly, so that parameters
-and their gradients are all that is needed.
+:math:`\Delta L \approx -\sum a \cdot \partial L / \partial a`. Where the unit is read by a weight :math:`w`, the
+same number is :math:`\sum w \cdot \partial L / \partial w` over the slice that reads it, exactly: parameters and their
+gradients are all that is needed.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ class Criterion(ABC):
         self.steps = 0
         self.total: Tensor | None = None
         self.finite_steps: Tensor | None = None
+        self.counts: Tensor | None = None
         self.live: Sequence[Term] = ()
         self._masks: dict[tuple[str, ...], Tensor] = {}
         self._scored: dict[str, bool] = {term.name: False for term in self.terms()}
@@ -169,7 +170,7 @@ class Criterion(ABC):
         self._scored.update((term.name, True) for term in self.live)
         score = self.minibatch(scale).detach()
         finite = score.isfinite().all()
-        if self.total is None or self.finite_steps is None:
+        if self.total is None or self.finite_steps is None or self.counts is None:
             dtype = torch.float64 if score.device.type != "mps" else score.dtype
             self.total = torch.zeros_like(score, dtype=dtype)
             self.finite_steps = torch.zeros((), dtype=torch.int64, device=score.device)
@@ -201,7 +202,7 @@ class Criterion(ABC):
 
     def compute(self) -> Tensor:
         """Return the mean score of every unit, float64 on the CPU, shape ``[num_units]``; NaN for units not scored."""
-        if self.total is None or self.finite_steps is None:
+        if self.total is None or self.counts is None:
             return torch.full((self.num_units,), torch.nan, dtype=torch.float64)
         mean = (self.total / self.counts).cpu().double()
         mean[self._unscored()] = torch.nan
@@ -215,8 +216,25 @@ class Criterion(ABC):
             (covered if self._scored[term.name] else missing)[term.units.cpu()] = True
         return (missing | ~covered)[: self.num_units] if len(self.terms()) else missing[: self.num_units] & False
 
-    def close(self) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scores so far, as plain data and tensors."""
+        return {"steps": self.steps, "scored": dict(self._scored)} | {
+            name: None if (value := getattr(self, name, None)) is None else value.cpu() for name in _STATE
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from scores that were accumulated before, for the same groups."""
+        device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+        self.steps = state["steps"]
+        self._scored.update(state["scored"])
+        for name in _STATE:
+            setattr(self, name, None if state[name] is None else state[name].to(device))
+
+    def close(self) -> None:  # noqa: B027 - most criteria have nothing to let go of
         """Let go of the network (hooks, for criteria that need them)."""
+
+
+_STATE = ("total", "finite_steps", "counts")
 
 
 @register_criterion("taylor")

@@ -74,6 +74,29 @@ def attribute_updates(root: nn.Module, cuts: Iterable[Cut]) -> list[AttributeUpd
     return updates
 
 
+def attributes_for_shapes(root: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[AttributeUpdate]:
+    """Return every attribute that must change when tensors take other shapes, smaller or larger.
+
+    Where a size does not tell which positions stayed, the first ones are assumed; see
+    :func:`~lightning_taylor_prune.checkpoint.load_pruned` for what a checkpoint keeps beside shapes.
+    """
+    cuts = []
+    for name, shape in shapes.items():
+        owner, _, leaf = name.rpartition(".")
+        old = getattr(root.get_submodule(owner), leaf).shape
+        pairs = enumerate(zip(old, shape, strict=True))
+        cuts += [Cut(name, dim, before, np.arange(after)) for dim, (before, after) in pairs if before != after]
+    return attribute_updates(root, cuts)
+
+
+def known_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module that its registered update would set, with their values now."""
+    update = _find_update(type(module))
+    if update is None or not any(True for _ in module.parameters(recurse=True)):
+        return {}
+    return {name: getattr(module, name) for name in update(module, {})}
+
+
 @contextlib.contextmanager
 def patched(updates: Iterable[AttributeUpdate]) -> Iterator[None]:
     """Set attributes for the duration of a block."""
@@ -149,11 +172,11 @@ def _running_norm(module: _NormBase, cuts: Mapping[int, Cut]) -> dict[str, Any]:
 @register_module_update(nn.GroupNorm)
 def _group_norm(module: nn.GroupNorm, cuts: Mapping[int, Cut]) -> dict[str, Any]:
     """Whole groups have left where no group is left in part; else the same positions of every group have."""
-    table = np.zeros(cuts[0].size, dtype=bool)
-    table[cuts[0].keep] = True
-    per_group = table.reshape(module.num_groups, -1).sum(axis=1)
-    whole = set(per_group.tolist()) <= {0, per_group.max()} and per_group.max() * module.num_groups == cuts[0].size
-    groups = int((per_group > 0).sum()) if whole else module.num_groups
+    if 0 not in cuts:
+        return {"num_channels": module.num_channels, "num_groups": module.num_groups}
+    per_group = module.num_channels // module.num_groups
+    left = np.bincount(cuts[0].keep // per_group)
+    groups = int((left > 0).sum()) if set(left.tolist()) <= {0, per_group} else module.num_groups
     return {"num_channels": len(cuts[0].keep), "num_groups": groups}
 
 

@@ -62,16 +62,27 @@ def cut_tensors_(
     plan: PruningPlan,
     optimizers: Sequence[object] | object = (),
     optimizer_state: OptimizerStateMode = "reset",
+    copies: Sequence[nn.Module] = (),
 ) -> None:
-    """Carry out a plan's cuts without running the network; all or nothing like :func:`prune_`."""
-    updates = attribute_updates(model, plan.cuts)
-    replaced = [_smaller(_tensor(model, name), cuts) for name, cuts in plan.by_tensor()]
-    parameters = [r for r in replaced if isinstance(r, Replacement)]
+    """Carry out a plan's cuts without running the network; all or nothing like :func:`prune_`.
+
+    Args:
+        model: The network.
+        plan: The plan, already verified.
+        optimizers: As in :func:`prune_`.
+        optimizer_state: As in :func:`prune_`.
+        copies: Networks of the same structure (moving averages) that are cut along.
+    """
+    networks = [model, *copies]
+    updates = [update for network in networks for update in attribute_updates(network, plan.cuts)]
+    cut = [[_smaller(_tensor(network, name), cuts) for name, cuts in plan.by_tensor()] for network in networks]
+    parameters = [r for r in cut[0] if isinstance(r, Replacement)]
     several = optimizers if isinstance(optimizers, (list, tuple)) else [optimizers]
     swaps = [prepare_optimizer(optimizer, parameters, optimizer_state) for optimizer in several]
     transaction = _Transaction()
     try:
-        _move_tensors(model, replaced, transaction)
+        for network, replaced in zip(networks, cut, strict=True):
+            _move_tensors(network, replaced, transaction)
         _set_attributes(updates, transaction)
         for swap in swaps:
             transaction.do(swap.commit, swap.rollback)

@@ -121,7 +121,12 @@ class Recorder(ProxyTorchDispatchMode):
         return self._on_call(func, args, kwargs or {})
 
 
-def trace(root: nn.Module, call: Call, training: Mapping[str, bool] | None = None) -> Trace:
+def trace(
+    root: nn.Module,
+    call: Call,
+    training: Mapping[str, bool] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Trace:
     """Record one forward pass of ``root`` (or of the submodule that ``call`` names).
 
     The module comes out untouched: same modes, buffers, attributes and random state.
@@ -130,11 +135,12 @@ def trace(root: nn.Module, call: Call, training: Mapping[str, bool] | None = Non
         root: The network.
         call: Which module is called and with what.
         training: Training flag of every module by name; by default as they are.
+        shapes: Shapes of parameters and buffers by name, where they are to be others than now.
 
     Raises:
         TraceError: The forward pass failed, or depends on the values of tensors.
     """
-    recorded = fake_trace(root, call, training or training_flags(root))
+    recorded = fake_trace(root, call, training or training_flags(root), shapes)
     builder = _GraphBuilder(root, recorded)
     try:
         result, leaked = run(root, recorded, recorded.tensors, builder.record)
@@ -145,14 +151,16 @@ def trace(root: nn.Module, call: Call, training: Mapping[str, bool] | None = Non
     return recorded
 
 
-def fake_trace(root: nn.Module, call: Call, training: Mapping[str, bool]) -> Trace:
-    """Return a trace with fake tensors in place and nothing recorded yet."""
+def fake_trace(
+    root: nn.Module, call: Call, training: Mapping[str, bool], shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Trace:
+    """Return a trace with fake tensors in place, of other ``shapes`` where given, and nothing recorded yet."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     return Trace(
         call=tree_fake(call, mode),
         training=training,
         mode=mode,
-        tensors=_fake_tensors(root, mode),
+        tensors=_fake_tensors(root, mode, shapes or {}),
         is_parameter=frozenset(name for name, _ in root.named_parameters()),
     )
 
@@ -290,7 +298,7 @@ def _tracing_context(call: Call) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
-def _fake_tensors(root: nn.Module, mode: FakeTensorMode) -> dict[str, Tensor]:
+def _fake_tensors(root: nn.Module, mode: FakeTensorMode, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     fakes: dict[int, Tensor] = {}
     named = [
         *root.named_parameters(remove_duplicate=False),
@@ -300,7 +308,10 @@ def _fake_tensors(root: nn.Module, mode: FakeTensorMode) -> dict[str, Tensor]:
         if is_lazy(tensor):
             raise TraceError(f"Parameter `{name}` is not initialized; run one batch through the network first.")
         if id(tensor) not in fakes:
-            fakes[id(tensor)] = mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
+            fake: Tensor = mode.from_tensor(tensor.detach())
+            if tuple(tensor.shape) != (shape := tuple(shapes.get(name, tensor.shape))):
+                fake = fake.new_empty(shape)
+            fakes[id(tensor)] = fake.requires_grad_(tensor.requires_grad)
     return {name: fakes[id(tensor)] for name, tensor in named}
 
 

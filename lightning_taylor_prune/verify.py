@@ -109,9 +109,9 @@ class _Check:
         except _DivergedError:
             pass  # kept in `_found`, as the network's code might have swallowed it
         except Exception as error:  # whatever the network's code raises at these shapes is the finding
-            line = user_line(error)
+            operator = operator_name(self._ops[self._index].target) if self._index < len(self._ops) else "at its end"
             text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            return self._divergence(f"the network's code fails if they leave: {text} ({line})")
+            return self._divergence(f"the network's code fails if they leave: {text} ({operator}, {user_line(error)})")
         if self._found is not None:
             return self._divergence(self._found)
         if self._index < len(self._ops):
@@ -125,8 +125,10 @@ class _Check:
         index = self._index
         expected: Any = self._ops[index].target if index < len(self._ops) else None
         if expected is not func:
-            where = f" instead of {place_of(self._ops[index])}" if expected is not None else " at its end"
-            self._fail(f"the network's code calls {operator_name(func)}{where} if they leave")
+            before = f"({place_of(self._ops[index])})" if expected is not None else "(after the last operator)"
+            self._fail(
+                f"the network's code calls {operator_name(func)} if they leave, where it did something else {before}"
+            )
         self._compare_numbers(self._ops[index], args, kwargs)
         for expectation, number in self._expectations.get(index, ()):
             actual, predicted = expectation.argument(*args, **kwargs), self._counts[number]

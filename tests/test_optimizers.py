@@ -147,12 +147,9 @@ def same(left: Any, right: Any) -> bool:
 
 def identities(optimizer: torch.optim.Optimizer) -> Any:
     """Every object that an optimizer consists of, and the numbers in its state."""
-    groups = [
-        (id(group), id(group["params"]), [id(p) for p in group["params"]]) for group in optimizer.param_groups
-    ]
+    groups = [(id(group), id(group["params"]), [id(p) for p in group["params"]]) for group in optimizer.param_groups]
     state = [
-        (id(p), id(values), {key: id(value) for key, value in values.items()})
-        for p, values in optimizer.state.items()
+        (id(p), id(values), {key: id(value) for key, value in values.items()}) for p, values in optimizer.state.items()
     ]
     return groups, id(optimizer.state), state, copy.deepcopy(optimizer.state_dict()["state"])
 
@@ -272,8 +269,7 @@ def test_groups_keep_their_options_and_order(mode: str) -> None:
     options = [{k: v for k, v in g.items() if k != "params"} for g in net.optimizer.param_groups]
     new = net.train(0).prune(mode).parameters
     assert [
-        (list(map(id, g["params"])), {k: v for k, v in g.items() if k != "params"})
-        for g in net.optimizer.param_groups
+        (list(map(id, g["params"])), {k: v for k, v in g.items() if k != "params"}) for g in net.optimizer.param_groups
     ] == list(zip([[id(gain), id(new["weight"])], [id(new["bias"])]], options, strict=True))
 
 

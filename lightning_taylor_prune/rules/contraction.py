@@ -30,7 +30,7 @@ def contract(
         factor: How often the product is taken (positions times kernel size, in a convolution), for the cost.
     """
     order = result + "".join(sorted(set("".join(letters)) - set(result)))
-    spread = [_spread(value, names, order) for value, names in zip(operands, letters, strict=True)]
+    spread = [_spread(ctx, value, names, order) for value, names in zip(operands, letters, strict=True)]
     sizes = tuple(max(value.shape[i] for value in spread) for i in range(len(order)))
     live = not all(value.static for value in operands)
     for value, names in zip(spread, letters, strict=True):
@@ -52,10 +52,10 @@ def _line(labels: Field | None, axis: int) -> Field | None:
     return None if labels is None else np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])[0]
 
 
-def _spread(value: Labels, names: str, order: str) -> Labels:
+def _spread(ctx: RuleContext, value: Labels, names: str, order: str) -> Labels:
     """Arrange the axes of a value in the common order, absent ones with size 1; a repeated letter is a diagonal."""
     if len(set(names)) < len(names):
-        value = _diagonal(value, names)
+        value = _diagonal(ctx, value, names)
         names = "".join(dict.fromkeys(names))
     places = [names.find(n) for n in order]
     shape = tuple(value.shape[p] if p >= 0 else 1 for p in places)
@@ -64,10 +64,13 @@ def _spread(value: Labels, names: str, order: str) -> Labels:
     return Labels(shape, fields, value.direct, value.static)
 
 
-def _diagonal(value: Labels, names: str) -> Labels:
-    """Keep one axis per letter, without labels on the repeated ones (their partners then lock)."""
+def _diagonal(ctx: RuleContext, value: Labels, names: str) -> Labels:
+    """Keep one axis per letter; the repeated ones must keep their size."""
     keep = [names.index(n) for n in dict.fromkeys(names)]
     plain = [f for f in value.fields if all(names.count(names[a]) == 1 for a in axes_of(f))]
+    ctx.lock_all(
+        [Labels(value.shape, tuple(f for f in value.fields if all(f is not p for p in plain)))], "is a diagonal"
+    )
     shape = tuple(value.shape[i] for i in keep)
     return Labels(shape, tuple(f.reshape([f.shape[i] for i in keep]) for f in plain), static=value.static)
 
@@ -200,7 +203,7 @@ def conv(
     ctx.writer(out)
     ctx.count_macs(factor * math.prod(x.shape[:-1]) * weight.shape[1], [(weight.shape[0], _line(out, 0))])
     fields = [] if out is None else [on_axis(out.ravel(), len(x.shape) - 1, len(x.shape))]
-    return _to_space(ctx, Labels((*x.shape[:-1], weight.shape[0]), tuple(fields)), bias)
+    return _to_space(ctx, Labels((*x.shape[:-1], weight.shape[0]), (*_beside_channels(x), *fields)), bias)
 
 
 @register_rule("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
@@ -228,11 +231,12 @@ def conv_transpose(
     ctx.writer(rows)
     ctx.count_macs(factor * math.prod(x.shape[:-1]) * weight.shape[1], [(weight.shape[0], _line(rows, 0))])
     if rows is None:
-        return _to_space(ctx, Labels(ctx.shape[: len(x.shape)]), bias)
+        return _to_space(ctx, Labels(ctx.shape[: len(x.shape)], _beside_channels(x)), bias)
     heads = rows.reshape(groups, -1)[:, :1]
     out = np.broadcast_to(heads, (groups, weight.shape[1])).ravel()
     rank = len(x.shape)
-    return _to_space(ctx, Labels((*x.shape[:-1], len(out)), (on_axis(out, rank - 1, rank),)), bias)
+    fields = (*_beside_channels(x), on_axis(out, rank - 1, rank))
+    return _to_space(ctx, Labels((*x.shape[:-1], len(out)), fields), bias)
 
 
 def _flat(ctx: RuleContext, value: Labels, keep: int) -> Labels:
@@ -242,6 +246,11 @@ def _flat(ctx: RuleContext, value: Labels, keep: int) -> Labels:
             ctx.lock(f, "varies over the positions that a convolution slides over")
     fields = tuple(f.reshape(f.shape[:keep]) for f in value.fields if max(f.shape[keep:], default=1) == 1)
     return Labels(value.shape[:keep], fields, value.direct, value.static)
+
+
+def _beside_channels(x: Labels) -> tuple[Field, ...]:
+    """Return what is tracked along the batch only: it passes through."""
+    return tuple(f for f in x.fields if f.shape[-1] == 1)
 
 
 def _tie_groups(ctx: RuleContext, channels: Field | None, filters: Field | None, groups: int) -> None:

@@ -1,0 +1,1 @@
+"""Recipes: complete runs that use the package as a user would."""

@@ -1,0 +1,241 @@
+"""LightningDataModules: scikit-learn's digits, CIFAR-10, and a folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeAlias
+from urllib.error import URLError
+
+import lightning as L
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset, TensorDataset
+from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.transforms import v2
+
+from recipes.errors import RecipeError
+
+ImageSet: TypeAlias = CIFAR10 | ImageFolder | Subset | TensorDataset
+
+
+def split_indices(count: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split ``range(count)`` at random into (kept, held out), the latter ``fraction`` of all."""
+    if not 0 < fraction < 1:
+        raise RecipeError(f"Expected a held-out fraction between 0 and 1, got {fraction}")
+    held_out = round(count * fraction)
+    if not 0 < held_out < count:
+        raise RecipeError(f"{count} images are too few to hold out a fraction of {fraction}")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order[held_out:], order[:held_out]
+
+
+class ImageData(L.LightningDataModule):
+    """Images and labels in three parts: ``train``; ``val``, held out of it to guide decisions; and ``test``.
+
+    A subclass sets ``class_names``, ``train_set``, ``val_set`` and ``test_set``.
+
+    Args:
+        batch_size: Images in a mini-batch.
+        num_workers: Processes that load images.
+        val_fraction: Fraction of the training images that is held out for validation.
+        split_seed: Seed of the split, apart from the seed of the run: all runs see the same parts.
+    """
+
+    def __init__(self, batch_size: int, num_workers: int, val_fraction: float, split_seed: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+        self.class_names: list[str] = []
+        self.train_set: ImageSet
+        self.val_set: ImageSet
+        self.test_set: ImageSet
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def example_images(self) -> Tensor:
+        """A batch of one validation image, ``[1, channels, h, w]``."""
+        return self.val_set[0][0].unsqueeze(0)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled mini-batches; a smaller last one is dropped unless it is all there is."""
+        drop_last = len(self.train_set) >= self.batch_size
+        return self._loader(self.train_set, shuffle=True, drop_last=drop_last)
+
+    def val_dataloader(self) -> DataLoader:
+        """Validation images, in order."""
+        return self._loader(self.val_set)
+
+    def test_dataloader(self) -> DataLoader:
+        """Test images, in order."""
+        return self._loader(self.test_set)
+
+    def _loader(self, images: ImageSet, shuffle: bool = False, drop_last: bool = False) -> DataLoader:
+        return DataLoader(
+            images,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _hold_out(self, train: ImageSet, val: ImageSet) -> None:
+        """Split two views of the same images, transformed for training and for evaluation."""
+        kept, held_out = split_indices(len(train), self.val_fraction, self.split_seed)
+        self.train_set, self.val_set = Subset(train, kept), Subset(val, held_out)
+
+
+class DigitsData(ImageData):
+    """1,797 handwritten digits, 8 x 8 grey pixels, bundled with scikit-learn.
+
+    Args:
+        test_fraction: Fraction of all images that is set apart for testing.
+        batch_size: See :class:`ImageData`.
+        num_workers: See :class:`ImageData`.
+        val_fraction: See :class:`ImageData`.
+        split_seed: See :class:`ImageData`.
+    """
+
+    MEAN, STD = 0.305, 0.376
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers, val_fraction, split_seed)
+        self.test_fraction = test_fraction
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load all images and make the three parts."""
+        digits = load_digits()
+        images = (torch.from_numpy(digits.images).float().unsqueeze(1) / 16 - self.MEAN) / self.STD
+        labels = torch.from_numpy(digits.target)
+        rest, test = split_indices(len(labels), self.test_fraction, self.split_seed)
+        training = TensorDataset(images[rest], labels[rest])
+        self.class_names = [str(name) for name in digits.target_names]
+        self.test_set = TensorDataset(images[test], labels[test])
+        self._hold_out(training, training)
+
+
+def to_tensor(mean: tuple[float, ...], std: tuple[float, ...]) -> list[v2.Transform]:
+    """Return the transforms from a PIL image to a normalised float tensor."""
+    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+
+
+class CIFAR10Data(ImageData):
+    """CIFAR-10: 60,000 colour images, 32 x 32 pixels, in ten classes.
+
+    Training images are flipped and cropped at random (padding 4).
+
+    Args:
+        root: Folder that holds the files, or where they go.
+        download: Download what is missing.
+        batch_size: See :class:`ImageData`.
+        num_workers: See :class:`ImageData`.
+        val_fraction: See :class:`ImageData`.
+        split_seed: See :class:`ImageData`.
+    """
+
+    MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+    def __init__(
+        self,
+        root: str = "data",
+        download: bool = True,
+        batch_size: int = 256,
+        num_workers: int = 2,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers, val_fraction, split_seed)
+        self.root = root
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Download the files if they are not there."""
+        try:
+            CIFAR10(self.root, download=self.download)
+        except (RuntimeError, URLError) as error:
+            hint = "could not be downloaded" if self.download else "`data.download` is false"
+            raise RecipeError(f"No CIFAR-10 in `data.root={self.root}`, and {hint}: {error}") from error
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the part that ``stage`` needs: the test images only for ``"test"``."""
+        plain = v2.Compose(to_tensor(self.MEAN, self.STD))
+        augment = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
+        if stage == "test":
+            self.test_set = CIFAR10(self.root, train=False, transform=plain)
+            return
+        train = CIFAR10(self.root, transform=v2.Compose([*augment, *to_tensor(self.MEAN, self.STD)]))
+        self.class_names = train.classes
+        self._hold_out(train, CIFAR10(self.root, transform=plain))
+
+
+class ImageFolderData(ImageData):
+    """Your own images, as ``root/train/<class>/*`` and ``root/test/<class>/*``.
+
+    Images are scaled and cropped to a square; training images are flipped and cropped at random.
+
+    Args:
+        root: Folder with the sub-folders ``train`` and ``test``.
+        image_size: Height and width that the network sees, in pixels.
+        batch_size: See :class:`ImageData`.
+        num_workers: See :class:`ImageData`.
+        val_fraction: See :class:`ImageData`.
+        split_seed: See :class:`ImageData`.
+    """
+
+    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int = 32,
+        batch_size: int = 64,
+        num_workers: int = 2,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers, val_fraction, split_seed)
+        self.root = Path(root)
+        self.image_size = image_size
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the part that ``stage`` needs: the test images only for ``"test"``."""
+        size = self.image_size
+        scale = [v2.Resize(size), v2.CenterCrop(size)]
+        plain = v2.Compose([*scale, *to_tensor(self.MEAN, self.STD)])
+        augment = [v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip()]
+        if stage == "test":
+            self.test_set = self._open("test", plain)
+            return
+        train = self._open("train", v2.Compose([*scale, *augment, *to_tensor(self.MEAN, self.STD)]))
+        self.class_names = train.classes
+        self._hold_out(train, self._open("train", plain))
+
+    def prepare_data(self) -> None:
+        """Check that both parts are there and have the same classes, before anything is trained."""
+        classes = [self._open(part, None).classes for part in ("train", "test")]
+        if classes[0] != classes[1]:
+            odd = sorted(set(classes[0]) ^ set(classes[1]))
+            raise RecipeError(f"Folders of train and test differ in {self.root}: {', '.join(odd)}")
+
+    def _open(self, part: str, transform: v2.Transform | None) -> ImageFolder:
+        folder = self.root / part
+        if not folder.is_dir():
+            raise RecipeError(f"No folder {folder}: `data.root` must hold train/<class>/ and test/<class>/")
+        try:
+            return ImageFolder(folder, transform)
+        except FileNotFoundError as error:
+            raise RecipeError(f"No images of any class in {folder}: {error}".split("\n")[0]) from error
