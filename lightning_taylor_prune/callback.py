@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_flatten
 
-from lightning_taylor_prune.capture import CallCapture
+from lightning_taylor_prune.capture import CallCapture, decode_calls, encode_calls
 from lightning_taylor_prune.checkpoint import (
     KEY,
     attributes_of,
@@ -182,6 +182,8 @@ class TaylorPruningCallback(Callback):
         self._seen_step, self._scored_step = trainer.global_step, -1
         if not self._resumed:
             self._intervals = self._intervals_at(trainer.global_step)
+        elif self.stop_reason is None and (encoded := self._resumed["original"]["calls"]) is not None:
+            self._analyse(pl_module, decode_calls(encoded, pl_module.device))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Watch the first batch, to see how the network is called."""
@@ -196,7 +198,7 @@ class TaylorPruningCallback(Callback):
         if trainer.fit_loop._should_accumulate() or self._scored_step == trainer.global_step:
             return  # inside an accumulation window; or a closure that is evaluated again (L-BFGS)
         if self.groups is None:
-            self._analyse(trainer, pl_module)
+            self._analyse(pl_module, self._watched_calls(pl_module))
         self._scored_step = trainer.global_step
         self._accumulate(trainer, _gradient_scale(trainer) * _window_correction(trainer))
 
@@ -216,7 +218,7 @@ class TaylorPruningCallback(Callback):
             return  # the same step again: inside an accumulation window
         self._seen_step = step
         if self.groups is None:
-            self._analyse(trainer, pl_module)
+            self._analyse(pl_module, self._watched_calls(pl_module))
         if (intervals := self._intervals_at(step)) > self._intervals:
             self._intervals = intervals
             self._prune(trainer, pl_module)
@@ -259,8 +261,8 @@ class TaylorPruningCallback(Callback):
             self._capture.close()
             self._capture = None
 
-    def _analyse(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find groups from the calls of the first batch."""
+    def _watched_calls(self, pl_module: LightningModule) -> list[Call]:
+        """Return how the first batch called the network."""
         calls = self._capture.calls if self._capture is not None else []
         self._close_capture()
         if not calls:
@@ -269,6 +271,10 @@ class TaylorPruningCallback(Callback):
                 f"Expected {type(pl_module).__name__}.training_step to call {wanted}, but in its first batch no such "
                 "call was seen, so that nothing can be pruned. Set `target` to the name of a submodule that it calls."
             )
+        return calls
+
+    def _analyse(self, pl_module: LightningModule, calls: Sequence[Call]) -> None:
+        """Find groups from the ways in which the network is called."""
         self._batch_size = _batch_size(calls[0].args, calls[0].kwargs)
         with _logging_off(pl_module):
             self.groups = self._find_groups(pl_module, calls)
@@ -286,7 +292,11 @@ class TaylorPruningCallback(Callback):
     def _find_groups(self, pl_module: LightningModule, calls: Sequence[Call]) -> ChannelGroups:
         """Analyse the network as it was before its first prune, so that a resumed training sees the same groups."""
         if not self._resumed.get("kept"):
-            self._original = {"shapes": shapes_of(pl_module), "attributes": attributes_of(pl_module)}
+            self._original = {
+                "shapes": shapes_of(pl_module),
+                "attributes": attributes_of(pl_module),
+                "calls": encode_calls(calls, pl_module.device),
+            }
             return groups_of_calls(pl_module, calls)
         now = attributes_of(pl_module)
         shapes = {name: tuple(shape) for name, shape in self._original["shapes"].items()}
@@ -362,7 +372,7 @@ class TaylorPruningCallback(Callback):
             return choice
 
     def _choose(self, scores: Tensor) -> Choice:
-        """Choose on rank 0, for all: scores may differ in their last bits, and equal counts of others diverge silently."""
+        """Choose on rank 0, for all: scores may differ in their last bits, and then so would the filters."""
         assert self.groups is not None
         usable = _without(scores, self.groups, self._refused)
         own = choose(self.groups, usable, self.filters_per_prune, self.options)

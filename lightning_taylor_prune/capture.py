@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_taylor_prune.trace import Call, current_autocast, tree_fake
 
@@ -67,6 +68,65 @@ class CallCapture:
         if key not in self._calls and sum(k[0] == call.module for k in self._calls) < _MOST_SIGNATURES:
             with torch.no_grad():
                 self._calls[key] = tree_fake(call, FakeTensorMode(allow_non_fake_inputs=True))
+
+
+def encode_calls(calls: Sequence[Call], device: torch.device) -> list[dict[str, Any]] | None:
+    """Write calls down as plain data, for a checkpoint; ``None`` if their arguments hold other things than that.
+
+    Args:
+        calls: The calls.
+        device: The network's device; tensors are noted to be there or on the CPU.
+    """
+
+    def encode(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            there = leaf.device.type == device.type
+            return {_TENSOR: [list(leaf.shape), list(leaf.stride()), leaf.dtype, there, leaf.requires_grad]}
+        if leaf is None or isinstance(leaf, (bool, int, float, str, torch.dtype)):
+            return leaf
+        raise TypeError(f"{type(leaf).__name__} is no plain data")
+
+    try:
+        return [
+            {
+                "module": call.module,
+                "args": tree_map(encode, call.args),
+                "kwargs": tree_map(encode, dict(call.kwargs)),
+                "autocast": None if call.autocast is None else call.autocast[1],
+            }
+            for call in calls
+        ]
+    except TypeError:
+        return None
+
+
+def decode_calls(encoded: Sequence[dict[str, Any]], device: torch.device) -> list[Call]:
+    """Read calls that :func:`encode_calls` wrote, their tensors fake and on the network's device now."""
+
+    def decode(leaf: Any) -> Any:
+        if not (isinstance(leaf, dict) and _TENSOR in leaf):
+            return leaf
+        shape, stride, dtype, there, requires_grad = leaf[_TENSOR]
+        where = device if there else torch.device("cpu")
+        with mode:
+            return torch.empty_strided(shape, stride, dtype=dtype, device=where, requires_grad=requires_grad)
+
+    def is_leaf(value: Any) -> bool:
+        return isinstance(value, dict) and _TENSOR in value
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    return [
+        Call(
+            call["module"],
+            tuple(tree_map(decode, call["args"], is_leaf=is_leaf)),
+            tree_map(decode, call["kwargs"], is_leaf=is_leaf),
+            None if call["autocast"] is None else (device.type, call["autocast"]),
+        )
+        for call in encoded
+    ]
+
+
+_TENSOR = "tensor: shape, stride, dtype, on the network's device, requires_grad"
 
 
 def _is_redirected(module: nn.Module) -> bool:

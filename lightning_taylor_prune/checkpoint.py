@@ -148,7 +148,7 @@ def _common_prefix(keys: set[str], model: nn.Module, path: str) -> str:
     if not fitting:
         absent = [name for name in names if not any(key.endswith(name) for key in keys)][:5]
         raise PlanError(
-            f"{path} is a checkpoint of another network: it has no `{', '.join(absent or names[:3])}` beside the rest of "
-            f"{type(model).__name__}'s parameters. Build the same network as was saved, unpruned."
+            f"{path} is a checkpoint of another network: it has no `{', '.join(absent or names[:3])}` beside the rest "
+            f"of {type(model).__name__}'s parameters. Build the same network as was saved, unpruned."
         )
     return fitting[0]

@@ -389,9 +389,9 @@ def _probe(model: nn.Module, groups: ChannelGroups) -> Divergence | None:
 
 
 def _a_third(number: int, size: int) -> Sequence[int]:
-    """Choose about a third of the positions, irregularly, so that no arithmetic in the code fits by chance."""
-    count = max(1, size // 3)
-    return np.random.default_rng(number).permutation(size)[:count].tolist()
+    """Choose about a third of the positions, the last and others at random: no arithmetic in the code fits by chance."""
+    others = np.random.default_rng(number).permutation(size - 1)[: max(1, size // 3) - 1]
+    return [*others.tolist(), size - 1]
 
 
 def _leading_odd_third(number: int, size: int) -> Sequence[int]:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from lightning_taylor_prune.errors import PruningWarning
 from lightning_taylor_prune.groups import ChannelGroups, Role
@@ -97,18 +98,27 @@ def squared_sums(terms: Sequence[Term], num_units: int) -> Tensor:
 
 @torch.no_grad()
 def _scatter(terms: Sequence[Term], num_units: int, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Sum products of weights and gradients by unit; one layer's product is held at a time."""
     live = [term for term in terms if has_gradient(term.parameter)]
     if not live:
-        return torch.zeros(num_units)
-    first = live[0].parameter
-    dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-    sums = torch.zeros(num_units + 1, dtype=dtype, device=first.device)
-    for term in live:
-        gradient = term.parameter.grad
-        assert gradient is not None
-        values = product(term.parameter.to(dtype), gradient.to(dtype))
-        sums.index_add_(0, term.units, term.per_position(values).to(first.device))
-    return sums[:num_units]
+        return torch.zeros(num_units, device=terms[0].parameter.device if terms else None)
+    device = live[0].parameter.device
+    dtype = sum_dtype(live[0].parameter)
+    values = [term.per_position(product(term.parameter.to(dtype), _gradient(term).to(dtype))) for term in live]
+    sums = torch.zeros(num_units + 1, dtype=dtype, device=device)
+    units = torch.cat([term.units.to(device) for term in live])
+    return sums.index_add_(0, units, torch.cat([value.to(device) for value in values]))[:num_units]
+
+
+def sum_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the type to sum in: float64 for float64, or else float32, half precision included."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _gradient(term: Term) -> Tensor:
+    gradient = term.parameter.grad
+    assert gradient is not None
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def has_gradient(parameter: nn.Parameter) -> bool:
@@ -138,12 +148,16 @@ class Criterion(ABC):
         self.finite_steps: Tensor | None = None
         self.counts: Tensor | None = None
         self.live: Sequence[Term] = ()
-        self._masks: dict[tuple[str, ...], Tensor] = {}
-        self._scored: dict[str, bool] = {term.name: False for term in self.terms()}
+        self._masks: dict[tuple[Any, ...], Tensor] = {}
+        self._scored: dict[str, bool] = {}
 
     def terms(self) -> Sequence[Term]:
         """Return the parameters that take part; a unit one of whose parameters never has a gradient is not scored."""
         return ()
+
+    def is_live(self, term: Term) -> bool:
+        """Whether the minibatch says something about a term."""
+        return has_gradient(term.parameter)
 
     @abstractmethod
     def minibatch(self, scale: float | Tensor) -> Tensor:
@@ -156,7 +170,8 @@ class Criterion(ABC):
     def update(self, scale: float | Tensor = 1.0, parameters: Collection[int] | None = None) -> None:
         """Take in one minibatch, after its backward pass. Without device synchronisation.
 
-        A minibatch with NaN or infinity anywhere is left out; :attr:`skipped` counts them.
+        A minibatch with NaN or infinity anywhere is left out; :attr:`skipped` counts them. One in which none of the
+        terms has a gradient is no minibatch.
 
         Args:
             scale: What gradients must be multiplied with to be those of the mean loss.
@@ -165,29 +180,33 @@ class Criterion(ABC):
         self.live = [
             term
             for term in self.terms()
-            if has_gradient(term.parameter) and (parameters is None or id(term.parameter) in parameters)
+            if self.is_live(term) and (parameters is None or id(term.parameter) in parameters)
         ]
+        if self.terms() and not self.live:
+            return
         self._scored.update((term.name, True) for term in self.live)
-        score = self.minibatch(scale).detach()
-        finite = score.isfinite().all()
+        self._add(self.minibatch(scale).detach())
+
+    def _add(self, score: Tensor) -> None:
+        """Add one minibatch's scores to the totals, unless they are not all finite."""
         if self.total is None or self.finite_steps is None or self.counts is None:
             dtype = torch.float64 if score.device.type != "mps" else score.dtype
             self.total = torch.zeros_like(score, dtype=dtype)
             self.finite_steps = torch.zeros((), dtype=torch.int64, device=score.device)
             self.counts = torch.zeros(self.num_units, dtype=torch.int64, device=score.device)
-        self.total += torch.where(finite, score, torch.zeros_like(score))
+        finite = score.isfinite().all()
+        counted = self._touched(score.device) & finite
+        self.total += torch.where(counted, score, 0)
+        self.counts += counted
         self.finite_steps += finite
-        self.counts += self._touched().to(score.device) & finite
         self.steps += 1
 
-    def _touched(self) -> Tensor:
+    def _touched(self, device: torch.device) -> Tensor:
         """Return which units this minibatch says something about."""
-        key = tuple(term.name for term in self.live)
+        key = (device, *(term.name for term in self.live))
         if key not in self._masks:
-            mask = torch.zeros(self.num_units + 1, dtype=torch.bool) | (not self.terms())
-            for term in self.live:
-                mask[term.units.cpu()] = True
-            self._masks[key] = mask[: self.num_units]
+            mask = _units_of(self.live, self.num_units) if self.terms() else torch.tensor(True)
+            self._masks[key] = mask.to(device)
         return self._masks[key]
 
     @property
@@ -204,22 +223,21 @@ class Criterion(ABC):
         """Return the mean score of every unit, float64 on the CPU, shape ``[num_units]``; NaN for units not scored."""
         if self.total is None or self.counts is None:
             return torch.full((self.num_units,), torch.nan, dtype=torch.float64)
-        mean = (self.total / self.counts).cpu().double()
-        mean[self._unscored()] = torch.nan
-        return mean
+        mean = self.total.cpu().double() / self.counts.cpu()
+        return mean.masked_fill(self._unscored(), torch.nan)
 
     def _unscored(self) -> Tensor:
         """Return which units miss a term, because its parameter is frozen or not used."""
-        missing = torch.zeros(self.num_units + 1, dtype=torch.bool)
-        covered = torch.zeros(self.num_units + 1, dtype=torch.bool)
-        for term in self.terms():
-            (covered if self._scored[term.name] else missing)[term.units.cpu()] = True
-        return (missing | ~covered)[: self.num_units] if len(self.terms()) else missing[: self.num_units] & False
+        terms = self.terms()
+        if not terms:
+            return torch.zeros(self.num_units, dtype=torch.bool)
+        missing = [term for term in terms if not self._scored.get(term.name)]
+        return _units_of(missing, self.num_units) | ~_units_of(terms, self.num_units)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores so far, as plain data and tensors."""
         return {"steps": self.steps, "scored": dict(self._scored)} | {
-            name: None if (value := getattr(self, name, None)) is None else value.cpu() for name in _STATE
+            name: None if (value := getattr(self, name)) is None else value.to("cpu", copy=True) for name in _STATE
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -228,7 +246,7 @@ class Criterion(ABC):
         self.steps = state["steps"]
         self._scored.update(state["scored"])
         for name in _STATE:
-            setattr(self, name, None if state[name] is None else state[name].to(device))
+            setattr(self, name, None if state[name] is None else state[name].to(device, copy=True))
 
     def close(self) -> None:  # noqa: B027 - most criteria have nothing to let go of
         """Let go of the network (hooks, for criteria that need them)."""
@@ -237,25 +255,45 @@ class Criterion(ABC):
 _STATE = ("total", "finite_steps", "counts")
 
 
+def _units_of(terms: Sequence[Term], num_units: int) -> Tensor:
+    """Return which units some term touches; bool on the CPU, shape ``[num_units]``."""
+    mask = torch.zeros(num_units + 1, dtype=torch.bool)
+    for term in terms:
+        mask[term.units.cpu()] = True
+    return mask[:num_units]
+
+
+def _or_else(terms: Sequence[Term], others: Sequence[Term], num_units: int) -> list[Term]:
+    """Return terms, and of the others what touches units without any."""
+    absent = torch.cat([~_units_of(terms, num_units), torch.zeros(1, dtype=torch.bool)])
+    return [*terms, *(_only(term, absent) for term in others if absent[term.units.cpu()].any())]
+
+
+def _only(term: Term, wanted: Tensor) -> Term:
+    """Restrict a term to some units; ``wanted`` has one place more, for positions without a unit."""
+    inside = wanted.to(term.units.device)[term.units]
+    return replace(term, units=torch.where(inside, term.units, len(wanted) - 1))
+
+
 @register_criterion("taylor")
 class Taylor(Criterion):
     r"""First-order Taylor expansion at the weights that read a unit.
 
-    :math:`s_u = \operatorname{mean}_b\big(\sum_{w \in R(u)} w \cdot \partial L_b / \partial w\big)^2`, with :math:`R(u)`
-    the slices of all weights that read unit :math:`u`. It equals the squared gate gradient of Molchanov et al. 2019
-    (Importance Estimation for Neural Network Pruning, section 3.2) placed where the unit is consumed, and needs no gate.
-    Near a minimum the mean gradient vanishes and the mean of squares measures its variance, a Fisher estimate.
+    .. math:: s_u = \operatorname{mean}_b \Big(\sum_{w \in R(u)} w \cdot \partial L_b / \partial w\Big)^2
+
+    with :math:`R(u)` the slices of all weights that read unit :math:`u`, and :math:`L_b` the loss of minibatch
+    :math:`b`. It equals the squared gate gradient of Molchanov et al. 2019 (Importance Estimation for Neural Network
+    Pruning, section 3.2) placed where the unit is consumed, and needs no gate. Near a minimum the mean gradient
+    vanishes and the mean of squares measures its variance, a Fisher estimate; a single minibatch says little.
+
+    All scores are squared changes of the loss, so that groups are compared as they are, without normalisation. A unit
+    that no weight reads (its channels are averaged, say) is judged by the weights that write it.
     """
 
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
-        readers = find_terms(model, groups, "reader")
-        # A unit that no weight reads (its channels are averaged, say) is judged by what writes it.
-        read = torch.zeros(groups.num_units + 1, dtype=torch.bool)
-        for term in readers:
-            read[term.units.cpu()] = True
-        unread = ~read[: groups.num_units]
-        self._terms = readers if not unread.any() else [*readers, *_only(find_terms(model, groups, "writer"), unread)]
         super().__init__(model, groups)
+        readers, writers = find_terms(model, groups, "reader"), find_terms(model, groups, "writer")
+        self._terms = _or_else(readers, writers, self.num_units)
 
     def terms(self) -> Sequence[Term]:
         """Return the reading weights."""
@@ -266,34 +304,21 @@ class Taylor(Criterion):
         return (signed_sums(self.live, self.num_units) * scale).square()
 
 
-def _only(terms: Sequence[Term], wanted: Tensor) -> list[Term]:
-    """Restrict terms to some units."""
-    table = torch.cat([wanted, torch.zeros(1, dtype=torch.bool)])
-    kept = []
-    for term in terms:
-        inside = table[term.units.cpu()].to(term.units.device)
-        if inside.any():
-            units = torch.where(inside, term.units, len(wanted))
-            kept.append(Term(term.name, term.parameter, term.dim, units))
-    return kept
-
-
 @register_criterion("taylor_gate")
 class TaylorGate(Taylor):
-    r"""The 2019 gate after normalisation: :math:`\operatorname{mean}_b(\gamma\,g_\gamma + \beta\,g_\beta)^2`.
+    r"""The 2019 gate after normalisation (Molchanov et al. 2019, section 4).
 
-    For a batch-normalised channel this is exactly the sum over batch and space of activation times gradient at the
-    output of the normalisation. Units without a normalisation of their own use the weights that read them.
+    .. math:: s_u = \operatorname{mean}_b \Big(\sum_{(\gamma, \beta) \in N(u)} \gamma\,g_\gamma + \beta\,g_\beta\Big)^2
+
+    with :math:`N(u)` the affine parameters of the normalisations that unit :math:`u` passes, and :math:`g` their
+    gradients. It is exactly the sum over batch and space of activation times gradient at the output of the
+    normalisation. Units without a normalisation of their own use the weights that read them.
     """
 
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
         super().__init__(model, groups)
-        gates = [t for t in find_terms(model, groups, "affine") if _is_normalisation(model, t.name)]
-        gated = torch.zeros(self.num_units + 1, dtype=torch.bool)
-        for term in gates:
-            gated[term.units.cpu()] = True
-        self._terms = [*gates, *_only(self._terms, ~gated[: self.num_units])]
-        self._scored = {term.name: False for term in self._terms}
+        gates = [term for term in find_terms(model, groups, "affine") if _is_normalisation(model, term.name)]
+        self._terms = _or_else(gates, self._terms, self.num_units)
 
 
 def _is_normalisation(model: nn.Module, name: str) -> bool:
@@ -305,12 +330,16 @@ def _is_normalisation(model: nn.Module, name: str) -> bool:
 class TaylorWeight(Criterion):
     r"""Molchanov et al. 2019, equation 8, summed over the weights that write a unit.
 
-    :math:`s_u = \operatorname{mean}_b \sum_{w \in W(u)} (w \cdot \partial L_b / \partial w)^2`.
+    .. math:: s_u = \operatorname{mean}_b \sum_{w \in W(u)} (w \cdot \partial L_b / \partial w)^2
+
+    Squares of single weights do not cancel, as the signed sum over a filter before BatchNorm does: that one is zero.
+    A unit that no weight writes is judged by the weights that read it.
     """
 
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
-        self._terms = find_terms(model, groups, "writer")
         super().__init__(model, groups)
+        readers, writers = find_terms(model, groups, "reader"), find_terms(model, groups, "writer")
+        self._terms = _or_else(writers, readers, self.num_units)
 
     def terms(self) -> Sequence[Term]:
         """Return the writing weights."""
@@ -325,60 +354,119 @@ class TaylorWeight(Criterion):
 class TaylorActivation(Criterion):
     r"""Molchanov et al. 2017 (Pruning Convolutional Neural Networks for Resource Efficient Inference), section 2.2.
 
-    :math:`s_u = \operatorname{mean}_n \big|\operatorname{mean}_{hw}\, a_{nu} \cdot \partial L / \partial a_{nu}\big|` with
-    :math:`a` the output of the layer that writes the unit, signed and summed over the layers where there are several,
-    then divided by the l2 norm over the group. Hooks on those layers see activations and their gradients.
-    """
+    .. math:: s_u = \operatorname{mean}_n \Big|\sum_{hw} a_{nu} \cdot \partial L_n / \partial a_{nu}\Big|
 
-    normalize_default = "l2"
+    over examples :math:`n`, with :math:`a` the activation as the layers that read the unit see it: after normalisation
+    and ReLU, signed and summed over those layers where there are several. The paper takes the mean over space, and an
+    l2 norm per layer to make up for what that does to layers of different size; the sum is the change of the loss
+    itself and needs neither.
+
+    It ranks units well after few minibatches, since each example counts, at the price of one product per reading layer.
+    Forward hooks on convolutions and linear layers see the activations, which autograd holds anyway. Units that
+    anything else reads (a weight used by a function, attention) are not scored. Under data parallelism every rank sees
+    its own examples only.
+    """
 
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
         super().__init__(model, groups)
-        self._products: list[tuple[Tensor, Tensor]] = []
-        self._handles = []
-        for term in find_terms(model, groups, "writer"):
-            module = model.get_submodule(term.name.rpartition(".")[0].partition(".parametrizations.")[0])
-            self._handles.append(module.register_forward_hook(self._forward_hook(term)))
+        self._seen: set[int] = set()
+        self._task = -1
+        self._examples: dict[int, Tensor] = {}
+        self._sums: Tensor | None = None
+        layers: dict[int, dict[nn.Module, None]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            layers.setdefault(id(parameter), {})[model.get_submodule(_layer(name))] = None
+        # A parametrized layer may read with several parameters, and has one input.
+        readers = {(*layers[id(term.parameter)],): term for term in find_terms(model, groups, "reader")}
+        self._terms = list(readers.values())
+        self._handles = [
+            module.register_forward_pre_hook(self._watcher(term, axis))
+            for modules, term in readers.items()
+            for module in modules
+            if (axis := _channel_axis(module, term)) is not None
+        ]
+
+    def terms(self) -> Sequence[Term]:
+        """Return the reading weights."""
+        return self._terms
+
+    def is_live(self, term: Term) -> bool:
+        """Whether the layer's input got a gradient."""
+        return id(term) in self._seen
+
+    def update(self, scale: float | Tensor = 1.0, parameters: Collection[int] | None = None) -> None:
+        """Take in what the hooks saw since the last call."""
+        super().update(scale, parameters)
+        self._seen.clear()
+        self._examples.clear()
+        self._sums = None
 
     def minibatch(self, scale: float | Tensor) -> Tensor:
-        """Return the scores of this minibatch from what the hooks saw."""
-        by_batch: dict[int, Tensor] = {}
-        for product, units in self._products:
-            sums = by_batch.setdefault(len(product), product.new_zeros(len(product), self.num_units + 1))
-            sums.index_add_(1, units, product)
-        self._products.clear()
-        if not by_batch:
-            return torch.zeros(self.num_units)
-        # The gradient of a mean loss carries 1 / batch; the paper's is per example.
-        scores = [(sums * scale * len(sums)).abs().mean(0) for sums in by_batch.values()]
-        return torch.stack(scores).sum(0)[: self.num_units]
+        """Return the sum over examples, since the gradient of a mean loss carries one over their number."""
+        self._fold()
+        assert self._sums is not None
+        return self._sums * scale
 
     def close(self) -> None:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
-    def _forward_hook(self, term: Term) -> Callable[..., None]:
-        def forward_hook(module: nn.Module, args: Any, output: Any) -> None:
-            if type(output) is Tensor and output.requires_grad and module.training:  # not the fake ones of a dry run
-                output.register_hook(self._backward_hook(term, output.detach()))
+    def _watcher(self, term: Term, axis: int) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
+            x = args[0] if args else None
+            if type(x) is not Tensor or not x.requires_grad or not torch.is_grad_enabled():
+                return None  # the network's input, an evaluation, or the fake tensors of a dry run
+            if x.shape[axis] != len(term.units):
+                return None
+            own = x.view_as(x)  # what flows back into it is this reader's share only
+            own.register_hook(lambda gradient: self._take(term, x.detach(), gradient, axis % x.dim()))
+            return (own, *args[1:])
 
-        return forward_hook
+        return hook
 
-    def _backward_hook(self, term: Term, activation: Tensor) -> Callable[[Tensor], None]:
-        def backward_hook(gradient: Tensor) -> None:
-            axis = 1 if term.parameter.dim() > 2 else activation.dim() - 1
-            dtype = torch.float64 if activation.dtype == torch.float64 else torch.float32
-            others = [d for d in range(activation.dim()) if d not in (0, axis)]
-            product = activation.to(dtype) * gradient.to(dtype)
-            self._products.append((product.mean(others) if others else product, term.units))
+    def _take(self, term: Term, activation: Tensor, gradient: Tensor, axis: int) -> None:
+        """Add one reader's activation times gradient, summed over space, to its units; shape ``[examples, units]``."""
+        if (task := torch._C._current_graph_task_id()) != self._task:
+            self._fold()  # another backward pass: other examples
+            self._task = task
+        dtype = sum_dtype(activation)
+        products = activation.to(dtype) * gradient.to(dtype)
+        if axis == 0:
+            products, axis = products.unsqueeze(0), 1
+        space = [d for d in range(1, products.dim()) if d != axis]
+        products = products.sum(space) if space else products
+        sums = self._examples.get(len(products))
+        if sums is None:
+            sums = self._examples[len(products)] = products.new_zeros(len(products), self.num_units + 1)
+        sums.index_add_(1, term.units.to(sums.device), products.to(sums))
+        self._seen.add(id(term))
 
-        return backward_hook
+    def _fold(self) -> None:
+        """Take absolute values over the examples of a backward pass that is complete."""
+        for sums in self._examples.values():
+            folded = sums[:, : self.num_units].abs().sum(0)
+            self._sums = folded if self._sums is None else self._sums + folded
+        self._examples.clear()
+
+
+def _layer(name: str) -> str:
+    """Return the module that a parameter belongs to, parametrized or not."""
+    return name.rpartition(".")[0].partition("parametrizations.")[0].rstrip(".")
+
+
+def _channel_axis(module: nn.Module, term: Term) -> int | None:
+    """Return the axis of the module's input that a term reads, or ``None`` where that is not known."""
+    if isinstance(module, nn.Linear):
+        return -1 if term.dim == 1 else None
+    if isinstance(module, _ConvNd):
+        return -1 - len(module.kernel_size) if term.dim == (0 if module.transposed else 1) else None
+    return None
 
 
 @register_criterion("magnitude")
 class Magnitude(Criterion):
-    r"""L2 norm of the weights that write a unit, for comparison; needs no data."""
+    r"""L2 norm :math:`\|W(u)\|_2` of the weights that write a unit, for comparison; needs no data."""
 
     needs_gradients = False
 
@@ -397,11 +485,13 @@ class Magnitude(Criterion):
 
     @torch.no_grad()
     def compute(self) -> Tensor:
-        """Return the norms, float64 on the CPU, shape ``[num_units]``."""
+        """Return the norms, float64 on the CPU, shape ``[num_units]``; NaN for units that no weight writes."""
+        terms = find_terms(self.model, self.groups, "writer")
         sums = torch.zeros(self.num_units + 1, dtype=torch.float64)
-        for term in find_terms(self.model, self.groups, "writer"):
-            sums.index_add_(0, term.units.cpu(), term.per_position(term.parameter.double().square()).cpu())
-        return sums[: self.num_units].sqrt()
+        for term in terms:
+            squares = term.parameter.to(sum_dtype(term.parameter)).square()
+            sums.index_add_(0, term.units.cpu(), term.per_position(squares).cpu().double())
+        return sums[: self.num_units].sqrt().masked_fill(~_units_of(terms, self.num_units), torch.nan)
 
 
 @register_criterion("random")

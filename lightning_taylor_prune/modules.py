@@ -77,15 +77,19 @@ def attribute_updates(root: nn.Module, cuts: Iterable[Cut]) -> list[AttributeUpd
 def attributes_for_shapes(root: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[AttributeUpdate]:
     """Return every attribute that must change when tensors take other shapes, smaller or larger.
 
-    Where a size does not tell which positions stayed, the first ones are assumed; see
-    :func:`~lightning_taylor_prune.checkpoint.load_pruned` for what a checkpoint keeps beside shapes.
+    Shapes do not tell how many groups a normalisation has left; what its label rule tries first is assumed. See
+    :func:`~lightning_taylor_prune.checkpoint.load_pruned` for what a Lightning checkpoint keeps beside shapes.
     """
     cuts = []
     for name, shape in shapes.items():
         owner, _, leaf = name.rpartition(".")
         old = getattr(root.get_submodule(owner), leaf).shape
         pairs = enumerate(zip(old, shape, strict=True))
-        cuts += [Cut(name, dim, before, np.arange(after)) for dim, (before, after) in pairs if before != after]
+        cuts += [
+            Cut(name, dim, before, np.arange(after), positions_known=False)
+            for dim, (before, after) in pairs
+            if before != after
+        ]
     return attribute_updates(root, cuts)
 
 
@@ -175,9 +179,17 @@ def _group_norm(module: nn.GroupNorm, cuts: Mapping[int, Cut]) -> dict[str, Any]
     if 0 not in cuts:
         return {"num_channels": module.num_channels, "num_groups": module.num_groups}
     per_group = module.num_channels // module.num_groups
+    kept = len(cuts[0].keep)
     left = np.bincount(cuts[0].keep // per_group)
-    groups = int((left > 0).sum()) if set(left.tolist()) <= {0, per_group} else module.num_groups
-    return {"num_channels": len(cuts[0].keep), "num_groups": groups}
+    whole = set(left.tolist()) <= {0, per_group}
+    if not cuts[0].positions_known:
+        whole = whole_groups_first(module.num_groups, per_group) if kept % module.num_groups == 0 else whole
+    return {"num_channels": kept, "num_groups": kept // per_group if whole else module.num_groups}
+
+
+def whole_groups_first(groups: int, per_group: int) -> bool:
+    """Whether whole groups leave, rather than the same positions of every group: whichever gives the finer units."""
+    return per_group <= groups
 
 
 @register_module_update(nn.LayerNorm, nn.RMSNorm)

@@ -22,12 +22,14 @@ class Cut:
         dim: The axis.
         size: Length of the axis before the cut.
         keep: Sorted positions that stay, int64, shape ``[kept]``.
+        positions_known: False where only the number of positions is known, as when weights are loaded.
     """
 
     tensor: str
     dim: int
     size: int
     keep: Indices
+    positions_known: bool = True
 
     def __post_init__(self) -> None:
         self.keep.setflags(write=False)

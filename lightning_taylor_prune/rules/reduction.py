@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lightning_taylor_prune.labels import Field, Labels, axes_of
+from lightning_taylor_prune.modules import whole_groups_first
 from lightning_taylor_prune.rules.base import RuleContext, find_labels, pointwise, register_rule
 from lightning_taylor_prune.rules.movement import moved
 
@@ -74,7 +75,7 @@ def group_norm(ctx: RuleContext, x: Labels, groups: int, weight: Any = None, bia
         ctx.lock(labels, "varies along other axes in a group normalisation")
         return result
     table = labels.reshape(groups, -1)
-    if (table.shape[1] <= groups) != bool(ctx.attempt):
+    if whole_groups_first(groups, table.shape[1]) != bool(ctx.attempt):
         ctx.space.unite(table[:, :1], table)
         ctx.expect(lambda x, groups, *a, **k: groups, table[:, 0], "number of groups")
     else:

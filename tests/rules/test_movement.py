@@ -281,7 +281,7 @@ def window_partition(draw: Draw) -> Case:
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_labels_go_where_the_elements_go(name: str, data: st.DataObject) -> None:
     function, operands = CASES[name](data.draw)

@@ -1,0 +1,121 @@
+"""The callback in several processes: all ranks equal, and equal to one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lightning_taylor_prune import TaylorPruningCallback
+from tests.distributed import run_ranks
+from tests.lightning_modules import Classifier, loader, small_network, smooth_network, trainer
+
+OPTIONS: dict[str, Any] = {
+    "plain": {},
+    "static_graph": {"static_graph": True},
+    "find_unused_parameters": {"find_unused_parameters": True},
+    "gradient_as_bucket_view": {"gradient_as_bucket_view": True},
+    "communication hook": {"ddp_comm_hook": default_hooks.bf16_compress_hook},
+}
+
+
+def train(
+    options: str = "plain",
+    prunes: int = 10,
+    batch_size: int = 8,
+    nodes: int = 1,
+    smooth: bool = False,
+    powersgd: bool = False,
+    die: int | None = None,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """Train with the callback in this rank of a job (or alone); returns what must be equal everywhere."""
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    arguments = dict(OPTIONS[options])
+    if powersgd:
+        state = powerSGD_hook.PowerSGDState(process_group=None, matrix_approximation_rank=2, start_powerSGD_iter=2)
+        arguments |= {"ddp_comm_hook": powerSGD_hook.powerSGD_hook, "ddp_comm_state": state}
+    strategy = DDPStrategy(process_group_backend="gloo", **arguments) if ranks > 1 else "auto"
+    module = Classifier(
+        smooth_network().double() if smooth else small_network(width=12),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, 1e-2),
+    )
+    callback = Dying(
+        die, every_n_steps=2, filters_per_prune=2, max_prunes=prunes, optimizer_state="slice", rank_timeout=5
+    )
+    run = trainer(callback, strategy=strategy, devices=max(ranks // nodes, 1), num_nodes=nodes, max_epochs=20, **kwargs)
+    data = loader(64, 8).dataset
+    # In order, so that the ranks' batches together are the batch of a single process.
+    sampler = DistributedSampler(data, ranks, int(os.environ.get("RANK", 0)), shuffle=False)
+    run.fit(module, DataLoader(data, batch_size // ranks, sampler=sampler))
+    optimizer = run.optimizers[0]
+    state = [value for p in module.parameters() for value in optimizer.state[p].values()]
+    return {
+        "history": callback.history,
+        "parameters": [p.detach().clone() for p in module.parameters()],
+        "state": state,
+        "shapes": [tuple(p.shape) for p in module.parameters()],
+    }
+
+
+class Dying(TaylorPruningCallback):
+    """Ends its process in the second prune, on one rank."""
+
+    def __init__(self, rank: int | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rank = rank
+
+    def _choose(self, scores: Any) -> Any:
+        if self.rank == self._ranks.rank and self.history:
+            os._exit(1)
+        return super()._choose(scores)
+
+
+def same(results: list[dict[str, Any]]) -> bool:
+    """Whether parameters and optimizer state are bit-identical on all ranks."""
+    first, *others = results
+    return all(
+        torch.equal(a, b)
+        for other in others
+        for key in ("parameters", "state")
+        for a, b in zip(first[key], other[key], strict=True)
+    )
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_two_ranks_stay_bit_identical(options: str, tmp_path: Path) -> None:
+    results = run_ranks(train, tmp_path, 2, options=options)
+    assert len(results[0]["history"]) == 10 and same(results)
+
+
+def test_four_ranks_on_two_nodes_stay_bit_identical(tmp_path: Path) -> None:
+    results = run_ranks(train, tmp_path, 4, nodes=2)
+    assert len(results[0]["history"]) == 10 and same(results)
+
+
+def test_accumulation_stays_bit_identical(tmp_path: Path) -> None:
+    results = run_ranks(train, tmp_path, 2, prunes=4, accumulate_grad_batches=3)
+    assert len(results[0]["history"]) == 4 and same(results)
+
+
+def test_powersgd_forgets_the_old_shapes(tmp_path: Path) -> None:
+    results = run_ranks(train, tmp_path, 2, powersgd=True)
+    assert len(results[0]["history"]) == 10 and same(results)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_number_of_ranks_does_not_change_the_choice(ranks: int, tmp_path: Path) -> None:
+    single = train(smooth=True, prunes=4)
+    results = run_ranks(train, tmp_path, ranks, smooth=True, prunes=4)
+    assert results[0]["shapes"] == single["shapes"]
+
+
+def test_a_rank_that_dies_in_a_prune_does_not_hang_the_others(tmp_path: Path) -> None:
+    results = run_ranks(train, tmp_path, 2, timeout=60, die=0)
+    assert "waited 5 s for ranks [0]" in results[1]
