@@ -145,6 +145,8 @@ class TaylorPruningCallback(Callback):
         self._resumed: dict[str, Any] = {}
         self._load_hook: Any = None
         self._ranks = Ranks("", rank_timeout)
+        self._calls: Sequence[Call] = ()
+        self._module: LightningModule | None = None
 
     @property
     def state_key(self) -> str:
@@ -156,6 +158,7 @@ class TaylorPruningCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work before any data is read."""
         if not is_loadable(pl_module):
+            _check_launcher(trainer)
             self._load_hook = make_loadable(pl_module)
         if stage != "fit":
             return
@@ -164,6 +167,9 @@ class TaylorPruningCallback(Callback):
         except PruningError as error:
             raise MisconfigurationException(str(error)) from error
         self._ranks = Ranks(self.state_key, self.rank_timeout)
+        if self._module is not pl_module:
+            self._forget()
+            self._module = pl_module
         if self.target is not None and self.target not in dict(pl_module.named_modules()):
             names = ", ".join(name for name, _ in pl_module.named_children())
             raise MisconfigurationException(
@@ -182,7 +188,15 @@ class TaylorPruningCallback(Callback):
         self._seen_step, self._scored_step = trainer.global_step, -1
         if not self._resumed:
             self._intervals = self._intervals_at(trainer.global_step)
-        elif self.stop_reason is None and (encoded := self._resumed["original"]["calls"]) is not None:
+            if self._scores is not None and self.stop_reason is None:  # a second `fit`: criteria may need their hooks
+                so_far = self._scores.state_dict()
+                self._new_scores(pl_module)
+                self._scores.load_state_dict(so_far)
+        elif (
+            self.groups is None
+            and self.stop_reason is None
+            and (encoded := self._resumed["original"]["calls"]) is not None
+        ):
             self._analyse(pl_module, decode_calls(encoded, pl_module.device))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -251,6 +265,13 @@ class TaylorPruningCallback(Callback):
         if self._scores is not None:
             self._scores.close()
 
+    def _forget(self) -> None:
+        """Begin anew, with another module."""
+        self.history, self.groups, self.stop_reason = [], None, None
+        self.filters_before, self.filters_after = {}, {}
+        self._scores, self._intervals, self._refused = None, 0, set()
+        self._original, self._resumed = {}, {}
+
     # --- analysis and scores ------------------------------------------------------------------------------------
 
     def _intervals_at(self, step: int) -> int:
@@ -277,7 +298,8 @@ class TaylorPruningCallback(Callback):
         """Find groups from the ways in which the network is called."""
         self._batch_size = _batch_size(calls[0].args, calls[0].kwargs)
         with _logging_off(pl_module):
-            self.groups = self._find_groups(pl_module, calls)
+            self.groups = self._find_groups(pl_module, calls, self._resumed.get("kept"))
+        self._calls = calls
         self._check_exclude(self.groups)
         self.filters_before, self.filters_after = ChannelGroups(self.groups.structure).filters, self.groups.filters
         self._new_scores(pl_module)
@@ -289,9 +311,9 @@ class TaylorPruningCallback(Callback):
         if not self.groups.num_units:
             self._stop("nothing can be pruned: every channel is locked")
 
-    def _find_groups(self, pl_module: LightningModule, calls: Sequence[Call]) -> ChannelGroups:
-        """Analyse the network as it was before its first prune, so that a resumed training sees the same groups."""
-        if not self._resumed.get("kept"):
+    def _find_groups(self, pl_module: LightningModule, calls: Sequence[Call], kept: Any) -> ChannelGroups:
+        """Analyse the network; of a pruned one what it was before, so that its groups and units are always the same."""
+        if kept is None:
             self._original = {
                 "shapes": shapes_of(pl_module),
                 "attributes": attributes_of(pl_module),
@@ -305,7 +327,7 @@ class TaylorPruningCallback(Callback):
             groups = groups_of_calls(pl_module, calls, shapes)
         finally:
             set_attributes_of(pl_module, now)
-        return groups.restricted(self._resumed["kept"])
+        return groups.restricted(kept)
 
     def _check_exclude(self, groups: ChannelGroups) -> None:
         try:
@@ -363,13 +385,25 @@ class TaylorPruningCallback(Callback):
             divergence = self.groups.verify(pl_module, choice.plan) if choice.plan else None
             self._ranks.agree(choice.plan.digest() if divergence is None else divergence.message)
             if divergence is not None:
-                self._refuse(choice.plan, divergence)
+                if not self._analysed_anew(pl_module):
+                    self._refuse(choice.plan, divergence)
                 continue
             if choice.plan:
                 cut_tensors_(pl_module, choice.plan, trainer.optimizers, self.optimizer_state, copies)
                 self.groups = self.groups.after(choice.plan)
                 rewrap(trainer.strategy, pl_module)
             return choice
+
+    def _analysed_anew(self, pl_module: LightningModule) -> bool:
+        """Analyse again if the network does other things than it did, uncut (a hook was added); say whether it was."""
+        assert self.groups is not None
+        if self.groups.verify(pl_module, self.groups.plan({})) is None:
+            return False
+        before = self.groups
+        with _logging_off(pl_module):
+            self.groups = self._find_groups(pl_module, self._calls, before.kept_units())
+        rank_zero_info("The network does other things than in its first batch, and was analysed anew.")
+        return True
 
     def _choose(self, scores: Tensor) -> Choice:
         """Choose on rank 0, for all: scores may differ in their last bits, and then so would the filters."""
@@ -498,6 +532,15 @@ class _ValidationRequest:
         if self._saved is not None:
             trainer.val_check_batch, trainer.check_val_every_n_epoch = self._saved
             self._saved = None
+
+
+def _check_launcher(trainer: Trainer) -> None:
+    """Refuse to train in child processes whose smaller weights the main process could not take back."""
+    if type(getattr(trainer.strategy, "launcher", None)).__name__ == "_MultiProcessingLauncher":
+        raise MisconfigurationException(
+            "Expected a module that can load pruned weights, as this strategy trains in child processes. Call "
+            "`lightning_taylor_prune.make_loadable(module)` before `trainer.fit`, or use `strategy='ddp'`."
+        )
 
 
 def _gradient_scale(trainer: Trainer) -> float:

@@ -389,7 +389,7 @@ def _probe(model: nn.Module, groups: ChannelGroups) -> Divergence | None:
 
 
 def _a_third(number: int, size: int) -> Sequence[int]:
-    """Choose about a third of the positions, the last and others at random: no arithmetic in the code fits by chance."""
+    """Choose about a third of the positions, the last among them, so that no arithmetic in the code fits by chance."""
     others = np.random.default_rng(number).permutation(size - 1)[: max(1, size // 3) - 1]
     return [*others.tolist(), size - 1]
 

@@ -61,6 +61,11 @@ class _Counter:
         self._numbers: dict[int, tuple[int, int] | None] = {}
         self._kept_alive: list[Field] = []
 
+    def is_one_unit(self, labels: Field) -> bool:
+        """Whether all of an array's labels leave together, so that an axis of its own never shrinks."""
+        roots = self._roots[labels]
+        return bool((roots == roots[0]).all())
+
     def number_of(self, labels: Field) -> int:
         """Register a 1-D array of labels; returns its number."""
         found = self._lookup(labels, lambda: (0, self._roots[labels]))
@@ -117,9 +122,7 @@ class Structure:
             for run in interpretation.expectations
         ]
         self._macs = [
-            (factor, [counter.number_of(f) for f in fields])
-            for costs in interpretation.macs[0].values()
-            for factor, fields in costs
+            self._cost(counter, factor, fields) for costs in interpretation.macs[0].values() for factor, fields in costs
         ]
         self._flat, self._starts = counter.finish()
         self.families = _find_families(self)
@@ -163,6 +166,13 @@ class Structure:
         """Return the MACs of the first traced call."""
         counts = self.counts(alive)
         return sum(factor * math.prod(counts[n] for n in numbers) for factor, numbers in self._macs)
+
+    @staticmethod
+    def _cost(counter: _Counter, factor: int, fields: Sequence[Field]) -> tuple[int, list[int]]:
+        """Split a cost into what never changes, axes that are one unit included, and the numbers of the counts."""
+        fixed = [f for f in fields if counter.is_one_unit(f)]
+        moving = [f for f in fields if all(f is not other for other in fixed)]
+        return factor * math.prod(len(f) for f in fixed), [counter.number_of(f) for f in moving]
 
     def _tensor_rules(self, counter: _Counter) -> dict[str, ShapeRule]:
         counted: dict[str, list[tuple[int, int]]] = {}

@@ -12,7 +12,7 @@ import contextlib
 import os
 import random
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import getitem
@@ -177,6 +177,8 @@ def run(root: nn.Module, recorded: Trace, tensors: Mapping[str, Tensor], on_call
     with untouched(root) as leaked:
         for name, submodule in root.named_modules():
             submodule.training = recorded.training[name]
+            # Hooks on the backward pass add operators to the forward pass that say nothing about channels.
+            submodule.__dict__.update(_backward_hooks=OrderedDict(), _backward_pre_hooks=OrderedDict())
         with _tracing_context(recorded.call), recorded.mode, enable_python_dispatcher(), Recorder(on_call):
             # Python control flow that draws (LayerDrop, say) must repeat itself when the cut is verified.
             random.seed(0)

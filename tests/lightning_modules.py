@@ -55,7 +55,7 @@ class Classifier(pl.LightningModule):
         super().__init__()
         self.network = network if network is not None else small_network()
         self.lr = lr
-        self.optimizer = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr, momentum=0.9))
+        self.optimizer = optimizer
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x.to(next(self.parameters()).dtype))
@@ -73,7 +73,9 @@ class Classifier(pl.LightningModule):
         self.log("val_acc", (self(batch[0]).argmax(1) == batch[1]).float().mean())
 
     def configure_optimizers(self) -> Any:
-        return self.optimizer(self.parameters())
+        if self.optimizer is not None:
+            return self.optimizer(self.parameters())
+        return torch.optim.SGD(self.parameters(), self.lr, momentum=0.9)
 
 
 class ChildClassifier(Classifier):

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_taylor_prune import TaylorPruningCallback
+from lightning_taylor_prune import TaylorPruningCallback, make_loadable
 from tests.distributed import run_ranks
 from tests.lightning_modules import Classifier, loader, small_network, smooth_network, trainer
 
@@ -114,6 +114,26 @@ def test_number_of_ranks_does_not_change_the_choice(ranks: int, tmp_path: Path) 
     single = train(smooth=True, prunes=4)
     results = run_ranks(train, tmp_path, ranks, smooth=True, prunes=4)
     assert results[0]["shapes"] == single["shapes"]
+
+
+def spawn(loadable: bool) -> Any:
+    """Train in child processes and return the number of parameters that came back, or the error."""
+    module = Classifier(small_network(width=12))
+    before = sum(p.numel() for p in module.parameters())
+    if loadable:
+        make_loadable(module)
+    run = trainer(TaylorPruningCallback(every_n_steps=2, filters_per_prune=3), strategy="ddp_spawn", devices=2)
+    run.fit(module, loader())
+    return sum(p.numel() for p in module.parameters()) < before
+
+
+def test_child_processes_hand_the_pruned_network_back() -> None:
+    assert spawn(loadable=True)
+
+
+def test_child_processes_without_a_loadable_module_are_refused() -> None:
+    with pytest.raises(Exception, match="make_loadable"):
+        spawn(loadable=False)
 
 
 def test_a_rank_that_dies_in_a_prune_does_not_hang_the_others(tmp_path: Path) -> None:

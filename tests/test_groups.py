@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_taylor_prune.errors import VerificationError
 from lightning_taylor_prune.groups import ChannelGroups, find_groups
@@ -242,6 +243,27 @@ def test_finding_groups_leaves_the_network_as_it_was(name: str, training: bool) 
     assert torch.equal(generators[0], torch.get_rng_state())
     assert generators[1] == random.getstate()
     assert (generators[2] == np.random.get_state()[1]).all()
+
+
+# Operators that torch's own counter does not know, or counts in another way.
+NOT_COUNTED = {"einsum", "lstm_after_conv", "spectral_norm", "old_spectral_norm", "attention_qkv_by_head_width"}
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in NOT_COUNTED])
+def test_macs_are_half_the_flops_before_and_after(name: str) -> None:
+    network = NETWORKS[name]
+    model, example = network.build(), network.example()
+    groups = find_groups(model, example)
+    plan = groups.plan(random_units(groups))
+    before = flops(model, example)
+    prune_(model, plan)
+    assert (2 * groups.macs, 2 * groups.after(plan).macs) == (before, flops(model, example))
+
+
+def flops(model: nn.Module, example: tuple[Any, ...]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        model(*example)
+    return counter.get_total_flops()
 
 
 # --- the main oracle ----------------------------------------------------------------------------------------------

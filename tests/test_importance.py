@@ -497,7 +497,7 @@ def test_random_follows_the_seed() -> None:
 # --- the registry ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture()
+@pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = dict(CRITERIA)
     yield
