@@ -144,7 +144,7 @@ class TaylorPruningCallback(Callback):
         self._original: dict[str, Any] = {}
         self._resumed: dict[str, Any] = {}
         self._load_hook: Any = None
-        self._ranks = Ranks("", rank_timeout)
+        self._ranks: Ranks | None = None
         self._calls: Sequence[Call] = ()
         self._module: LightningModule | None = None
 
@@ -380,10 +380,11 @@ class TaylorPruningCallback(Callback):
         """Cut; groups that the network's code turns out not to let go are left alone from then on."""
         assert self.groups is not None
         copies = averaged_copies(trainer, pl_module)
+        ranks = self._ranks or Ranks(self.state_key, self.rank_timeout)
         while True:
-            choice = self._choose(scores)
+            choice = self._choose(scores, ranks)
             divergence = self.groups.verify(pl_module, choice.plan) if choice.plan else None
-            self._ranks.agree(choice.plan.digest() if divergence is None else divergence.message)
+            ranks.agree(choice.plan.digest() if divergence is None else divergence.message)
             if divergence is not None:
                 if not self._analysed_anew(pl_module):
                     self._refuse(choice.plan, divergence)
@@ -405,12 +406,12 @@ class TaylorPruningCallback(Callback):
         rank_zero_info("The network does other things than in its first batch, and was analysed anew.")
         return True
 
-    def _choose(self, scores: Tensor) -> Choice:
+    def _choose(self, scores: Tensor, ranks: Ranks) -> Choice:
         """Choose on rank 0, for all: scores may differ in their last bits, and then so would the filters."""
         assert self.groups is not None
         usable = _without(scores, self.groups, self._refused)
         own = choose(self.groups, usable, self.filters_per_prune, self.options)
-        removed, reason = self._ranks.from_first([dict(own.plan.removed), own.reason])
+        removed, reason = ranks.from_first([dict(own.plan.removed), own.reason])
         return Choice(self.groups.plan(removed), reason)
 
     def _refuse(self, plan: PruningPlan, divergence: Divergence) -> None:

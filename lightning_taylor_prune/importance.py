@@ -203,10 +203,13 @@ class Criterion(ABC):
 
     def _touched(self, device: torch.device) -> Tensor:
         """Return which units this minibatch says something about."""
-        key = (device, *(term.name for term in self.live))
+        return self._mask(self.live, device) if self.terms() else torch.ones((), dtype=torch.bool, device=device)
+
+    def _mask(self, terms: Sequence[Term], device: torch.device) -> Tensor:
+        """Return which units some term touches, made once for each choice of terms."""
+        key = (device, *(id(term) for term in terms))
         if key not in self._masks:
-            mask = _units_of(self.live, self.num_units) if self.terms() else torch.tensor(True)
-            self._masks[key] = mask.to(device)
+            self._masks[key] = _units_of(terms, self.num_units).to(device)
         return self._masks[key]
 
     @property
@@ -248,6 +251,9 @@ class Criterion(ABC):
         for name in _STATE:
             setattr(self, name, None if state[name] is None else state[name].to(device, copy=True))
 
+    def discard(self) -> None:  # noqa: B027 - most criteria hold nothing between updates
+        """Forget the backward passes since the last update: they are not to count."""
+
     def close(self) -> None:  # noqa: B027 - most criteria have nothing to let go of
         """Let go of the network (hooks, for criteria that need them)."""
 
@@ -275,19 +281,10 @@ def _only(term: Term, wanted: Tensor) -> Term:
     return replace(term, units=torch.where(inside, term.units, len(wanted) - 1))
 
 
-@register_criterion("taylor")
-class Taylor(Criterion):
-    r"""First-order Taylor expansion at the weights that read a unit.
+class ReaderCriterion(Criterion):
+    """Base of criteria that look at the weights which read a unit.
 
-    .. math:: s_u = \operatorname{mean}_b \Big(\sum_{w \in R(u)} w \cdot \partial L_b / \partial w\Big)^2
-
-    with :math:`R(u)` the slices of all weights that read unit :math:`u`, and :math:`L_b` the loss of minibatch
-    :math:`b`. It equals the squared gate gradient of Molchanov et al. 2019 (Importance Estimation for Neural Network
-    Pruning, section 3.2) placed where the unit is consumed, and needs no gate. Near a minimum the mean gradient
-    vanishes and the mean of squares measures its variance, a Fisher estimate; a single minibatch says little.
-
-    All scores are squared changes of the loss, so that groups are compared as they are, without normalisation. A unit
-    that no weight reads (its channels are averaged, say) is judged by the weights that write it.
+    A unit that no weight reads (its channels are averaged, say) is judged by the weights that write it.
     """
 
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
@@ -299,13 +296,78 @@ class Taylor(Criterion):
         """Return the reading weights."""
         return self._terms
 
+
+@register_criterion("taylor_minibatch")
+class TaylorMinibatch(ReaderCriterion):
+    r"""First-order Taylor expansion at the weights that read a unit, one term per minibatch.
+
+    .. math:: s_u = \operatorname{mean}_b \Big(\sum_{w \in R(u)} w \cdot \partial L_b / \partial w\Big)^2
+
+    with :math:`R(u)` the slices of all weights that read unit :math:`u`, and :math:`L_b` the loss of minibatch
+    :math:`b`. It equals the squared gate gradient of Molchanov et al. 2019 (Importance Estimation for Neural Network
+    Pruning, section 3.2) placed where the unit is consumed, and needs no gate: parameters and gradients say all.
+
+    Where BatchNorm follows the reader, its statistics follow the unit, so that the sum over a whole minibatch hardly
+    feels the unit; the sum over any part of it does. See :class:`Taylor`.
+    """
+
     def minibatch(self, scale: float | Tensor) -> Tensor:
         """Return the squared sums of this minibatch."""
         return (signed_sums(self.live, self.num_units) * scale).square()
 
 
+@register_criterion("taylor")
+class Taylor(ReaderCriterion):
+    r"""First-order Taylor expansion where a unit is read, example by example.
+
+    .. math:: s_u = \operatorname{mean}_n \Big(\sum_{r \in R(u)} \sum_{hw} a_r \cdot \partial L_n / \partial a_r\Big)^2
+
+    over examples :math:`n`, with :math:`R(u)` the layers that read unit :math:`u` and :math:`a_r` the activation that
+    layer :math:`r` reads. This is the squared gate gradient of Molchanov et al. 2019 (Importance Estimation for Neural
+    Network Pruning, section 3.2), placed where the unit is consumed, with examples for minibatches. Near a minimum the
+    mean gradient vanishes and the mean of squares measures its variance, a Fisher estimate.
+
+    Summed over a whole minibatch first, the term hardly feels the unit where BatchNorm follows the reader, as its
+    statistics follow the unit; over any part of the minibatch it does. Minibatches of more than :data:`MAX_PARTS`
+    examples are taken in that many parts. All scores are squared changes of the loss, so that groups are compared as
+    they are, without normalisation.
+
+    Units that something else than a convolution or linear layer reads (a weight used by a function, attention) are
+    summed over the minibatch, as :class:`TaylorMinibatch` does, on the same scale.
+    """
+
+    def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
+        super().__init__(model, groups)
+        self._examples = ExampleSums(model, find_terms(model, groups, "reader"), self.num_units, torch.square)
+
+    def update(self, scale: float | Tensor = 1.0, parameters: Collection[int] | None = None) -> None:
+        """Take in the backward passes since the last call."""
+        super().update(scale, parameters)
+        self._examples.discard()
+
+    def minibatch(self, scale: float | Tensor) -> Tensor:
+        """Return the mean squares over the examples of this minibatch."""
+        sums, count = self._examples.folded()
+        unseen = [term for term in self.live if term.name not in self._examples.seen]
+        if not unseen:
+            assert sums is not None
+            return sums * (count * scale**2)
+        whole = signed_sums(self.live, self.num_units).square()
+        if sums is not None:
+            whole = torch.where(self._mask(unseen, whole.device), whole, sums)
+        return whole * (max(count, 1) * scale**2)
+
+    def discard(self) -> None:
+        """Forget the backward passes since the last update."""
+        self._examples.discard()
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        self._examples.close()
+
+
 @register_criterion("taylor_gate")
-class TaylorGate(Taylor):
+class TaylorGate(TaylorMinibatch):
     r"""The 2019 gate after normalisation (Molchanov et al. 2019, section 4).
 
     .. math:: s_u = \operatorname{mean}_b \Big(\sum_{(\gamma, \beta) \in N(u)} \gamma\,g_\gamma + \beta\,g_\beta\Big)^2
@@ -369,85 +431,147 @@ class TaylorActivation(Criterion):
 
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
         super().__init__(model, groups)
-        self._seen: set[int] = set()
-        self._task = -1
-        self._examples: dict[int, Tensor] = {}
-        self._sums: Tensor | None = None
-        layers: dict[int, dict[nn.Module, None]] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            layers.setdefault(id(parameter), {})[model.get_submodule(_layer(name))] = None
-        # A parametrized layer may read with several parameters, and has one input.
-        readers = {(*layers[id(term.parameter)],): term for term in find_terms(model, groups, "reader")}
-        self._terms = list(readers.values())
-        self._handles = [
-            module.register_forward_pre_hook(self._watcher(term, axis))
-            for modules, term in readers.items()
-            for module in modules
-            if (axis := _channel_axis(module, term)) is not None
-        ]
+        self._terms = find_terms(model, groups, "reader")
+        self._examples = ExampleSums(model, self._terms, self.num_units, torch.abs)
 
     def terms(self) -> Sequence[Term]:
         """Return the reading weights."""
         return self._terms
 
     def is_live(self, term: Term) -> bool:
-        """Whether the layer's input got a gradient."""
-        return id(term) in self._seen
+        """Whether the activation that a term reads got a gradient."""
+        return term.name in self._examples.seen
 
     def update(self, scale: float | Tensor = 1.0, parameters: Collection[int] | None = None) -> None:
-        """Take in what the hooks saw since the last call."""
+        """Take in the backward passes since the last call."""
         super().update(scale, parameters)
-        self._seen.clear()
-        self._examples.clear()
-        self._sums = None
+        self._examples.discard()
 
     def minibatch(self, scale: float | Tensor) -> Tensor:
         """Return the sum over examples, since the gradient of a mean loss carries one over their number."""
+        sums, _ = self._examples.folded()
+        assert sums is not None
+        return sums * scale
+
+    def discard(self) -> None:
+        """Forget the backward passes since the last update."""
+        self._examples.discard()
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        self._examples.close()
+
+
+MAX_PARTS = 64
+"""Examples of a minibatch that are told apart; of a larger one so many parts of equal size."""
+
+
+class ExampleSums:
+    """Watches what layers read, and sums activation times gradient for every example and unit.
+
+    Forward hooks on convolutions and linear layers see the activations, which autograd holds anyway; each layer reads a
+    view of its own, so that what flows back into it is that layer's share.
+
+    Args:
+        model: The network.
+        readers: The weights that read units.
+        num_units: Number of units.
+        fold: Applied to the sums before they are added over examples.
+
+    Attributes:
+        seen: Names of the weights whose layers took part in the backward passes so far.
+    """
+
+    def __init__(
+        self, model: nn.Module, readers: Sequence[Term], num_units: int, fold: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.seen: set[str] = set()
+        self._num_units = num_units
+        self._apply = fold
+        self._task = -1
+        self._parts: dict[int, Tensor] = {}
+        self._folded: Tensor | None = None
+        self._most = self._count = 0
+        layers: dict[int, dict[nn.Module, None]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            layers.setdefault(id(parameter), {})[model.get_submodule(_layer(name))] = None
+        # A parametrized layer may read with several parameters, and has one input.
+        terms: dict[tuple[nn.Module, ...], list[Term]] = {}
+        for term in readers:
+            terms.setdefault((*layers[id(term.parameter)],), []).append(term)
+        self._handles = [
+            module.register_forward_pre_hook(self._watcher(several, axis))
+            for modules, several in terms.items()
+            for module in modules
+            if (axis := _channel_axis(module, several[0])) is not None
+        ]
+
+    def folded(self) -> tuple[Tensor | None, int]:
+        """Return the sums over examples, shape ``[num_units]``, and the number of examples."""
         self._fold()
-        assert self._sums is not None
-        return self._sums * scale
+        return self._folded, self._count
+
+    def discard(self) -> None:
+        """Forget what was seen."""
+        self.seen.clear()
+        self._parts.clear()
+        self._folded, self._most, self._count = None, 0, 0
 
     def close(self) -> None:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
-    def _watcher(self, term: Term, axis: int) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
+    def _watcher(self, terms: Sequence[Term], axis: int) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
             x = args[0] if args else None
             if type(x) is not Tensor or not x.requires_grad or not torch.is_grad_enabled():
                 return None  # the network's input, an evaluation, or the fake tensors of a dry run
-            if x.shape[axis] != len(term.units):
+            if x.shape[axis] != len(terms[0].units):
                 return None
-            own = x.view_as(x)  # what flows back into it is this reader's share only
-            own.register_hook(lambda gradient: self._take(term, x.detach(), gradient, axis % x.dim()))
+            own = x.view_as(x)
+            own.register_hook(lambda gradient: self._take(terms, x.detach(), gradient, axis % x.dim()))
             return (own, *args[1:])
 
         return hook
 
-    def _take(self, term: Term, activation: Tensor, gradient: Tensor, axis: int) -> None:
-        """Add one reader's activation times gradient, summed over space, to its units; shape ``[examples, units]``."""
+    def _take(self, terms: Sequence[Term], activation: Tensor, gradient: Tensor, axis: int) -> None:
+        """Add one layer's activation times gradient to its units."""
         if (task := torch._C._current_graph_task_id()) != self._task:
             self._fold()  # another backward pass: other examples
             self._task = task
         dtype = sum_dtype(activation)
         products = activation.to(dtype) * gradient.to(dtype)
-        if axis == 0:
+        if axis == 0:  # no batch
             products, axis = products.unsqueeze(0), 1
         space = [d for d in range(1, products.dim()) if d != axis]
-        products = products.sum(space) if space else products
-        sums = self._examples.get(len(products))
+        parts = _in_parts(products.sum(space) if space else products)
+        self._most = max(self._most, len(products))
+        sums = self._parts.get(len(parts))
         if sums is None:
-            sums = self._examples[len(products)] = products.new_zeros(len(products), self.num_units + 1)
-        sums.index_add_(1, term.units.to(sums.device), products.to(sums))
-        self._seen.add(id(term))
+            sums = self._parts[len(parts)] = parts.new_zeros(len(parts), self._num_units + 1)
+        sums.index_add_(1, terms[0].units.to(sums.device), parts.to(sums))
+        self.seen.update(term.name for term in terms)
 
     def _fold(self) -> None:
-        """Take absolute values over the examples of a backward pass that is complete."""
-        for sums in self._examples.values():
-            folded = sums[:, : self.num_units].abs().sum(0)
-            self._sums = folded if self._sums is None else self._sums + folded
-        self._examples.clear()
+        """Close the books of a backward pass that is complete."""
+        for sums in self._parts.values():
+            folded = self._apply(sums[:, : self._num_units]).sum(0)
+            self._folded = folded if self._folded is None else self._folded + folded
+        self._parts.clear()
+        self._count += self._most
+        self._most = 0
+
+
+def _in_parts(products: Tensor) -> Tensor:
+    """Add up neighbouring examples until there are no more than :data:`MAX_PARTS`; shape ``[parts, channels]``."""
+    count = len(products)
+    if count <= MAX_PARTS:
+        return products
+    if count % MAX_PARTS == 0:
+        return products.unflatten(0, (MAX_PARTS, -1)).sum(1)
+    part = torch.arange(count, device=products.device) * MAX_PARTS // count
+    return products.new_zeros(MAX_PARTS, products.shape[1]).index_add_(0, part, products)
 
 
 def _layer(name: str) -> str:

@@ -68,6 +68,8 @@ class Ranks:
         active = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if active else 0
         self.count = dist.get_world_size() if active else 1
+        # The store outlives a training: each one counts its own messages apart from those before.
+        self._training = self._store.add(f"lightning_taylor_prune/{name}/{self.rank}", 1) if self.count > 1 else 0
 
     def from_first(self, message: Any) -> Any:
         """Return rank 0's message (anything that JSON holds) on every rank.
@@ -103,7 +105,7 @@ class Ranks:
 
     def _next_key(self) -> str:
         self._round += 1
-        return f"lightning_taylor_prune/{self._name}/{self._round}"
+        return f"lightning_taylor_prune/{self._name}/{self._training}/{self._round}"
 
     @property
     def _store(self) -> Any:

@@ -71,10 +71,10 @@ class Dying(TaylorPruningCallback):
         super().__init__(**kwargs)
         self.rank = rank
 
-    def _choose(self, scores: Any) -> Any:
-        if self.rank == self._ranks.rank and self.history:
+    def _choose(self, scores: Any, ranks: Any) -> Any:
+        if self.rank == ranks.rank and self.history:
             os._exit(1)
-        return super()._choose(scores)
+        return super()._choose(scores, ranks)
 
 
 def same(results: list[dict[str, Any]]) -> bool:
@@ -88,32 +88,37 @@ def same(results: list[dict[str, Any]]) -> bool:
     )
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-def test_two_ranks_stay_bit_identical(options: str, tmp_path: Path) -> None:
-    results = run_ranks(train, tmp_path, 2, options=options)
-    assert len(results[0]["history"]) == 10 and same(results)
+SCENARIOS: dict[str, dict[str, Any]] = {
+    **{name: {"options": name} for name in OPTIONS},
+    "PowerSGD": {"powersgd": True},
+    "accumulation": {"prunes": 4, "accumulate_grad_batches": 3},
+    "same choice": {"smooth": True, "prunes": 4},
+}
 
 
-def test_four_ranks_on_two_nodes_stay_bit_identical(tmp_path: Path) -> None:
-    results = run_ranks(train, tmp_path, 4, nodes=2)
-    assert len(results[0]["history"]) == 10 and same(results)
+def train_all() -> dict[str, Any]:
+    """All scenarios one after another: starting processes takes longer than training in them."""
+    nodes = int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
+    return {name: train(nodes=nodes, **arguments) for name, arguments in SCENARIOS.items()}
 
 
-def test_accumulation_stays_bit_identical(tmp_path: Path) -> None:
-    results = run_ranks(train, tmp_path, 2, prunes=4, accumulate_grad_batches=3)
-    assert len(results[0]["history"]) == 4 and same(results)
+@pytest.fixture(scope="module", params=[(2, 1), (4, 2)], ids=["2 ranks", "4 ranks on 2 nodes"])
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What every rank says of every scenario."""
+    count, nodes = request.param
+    results = run_ranks(train_all, tmp_path_factory.mktemp("ranks"), count, nodes, timeout=300)
+    assert all(isinstance(result, dict) for result in results), results
+    return results
 
 
-def test_powersgd_forgets_the_old_shapes(tmp_path: Path) -> None:
-    results = run_ranks(train, tmp_path, 2, powersgd=True)
-    assert len(results[0]["history"]) == 10 and same(results)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_ranks_stay_bit_identical(scenario: str, ranks: list[dict[str, Any]]) -> None:
+    results = [result[scenario] for result in ranks]
+    assert len(results[0]["history"]) == SCENARIOS[scenario].get("prunes", 10) and same(results)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_number_of_ranks_does_not_change_the_choice(ranks: int, tmp_path: Path) -> None:
-    single = train(smooth=True, prunes=4)
-    results = run_ranks(train, tmp_path, ranks, smooth=True, prunes=4)
-    assert results[0]["shapes"] == single["shapes"]
+def test_number_of_ranks_does_not_change_the_choice(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["same choice"]["shapes"] == train(**SCENARIOS["same choice"])["shapes"]
 
 
 def spawn(loadable: bool) -> Any:

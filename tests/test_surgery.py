@@ -242,9 +242,10 @@ def adam_after_steps(name: str = "conv_bn") -> tuple[nn.Module, Any, ChannelGrou
     model, example, groups = with_gradients(name)
     parameters = list(model.parameters())
     optimizer = torch.optim.Adam([{"params": parameters[:2], "lr": 0.02}, {"params": parameters[2:], "lr": 0.01}])
+    scheduler = StepLR(optimizer, 1, 0.5)
     for _ in range(2):
         training_step(model, example, optimizer)
-    return model, example, groups, optimizer, StepLR(optimizer, 1, 0.5)
+    return model, example, groups, optimizer, scheduler
 
 
 def test_slice_keeps_the_moments_of_the_channels_that_stay() -> None:
