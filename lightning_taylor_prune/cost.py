@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
 from lightning_taylor_prune.trace import Call, fake_trace, run
 
@@ -48,7 +48,7 @@ def measure_cost(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     flags = {name: False for name, _ in model.named_modules()}
     recorded = fake_trace(model, Call("", args, dict(example_kwargs or {})), flags)
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     with counter:
         run(model, recorded, recorded.tensors, lambda func, args, kwargs: func(*args, **kwargs))
     return Cost(
@@ -56,6 +56,13 @@ def measure_cost(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[
         macs=counter.get_total_flops() // 2,
         filters=count_filters(model),
     )
+
+
+def flop_counter() -> FlopCounterMode:
+    """Return torch's counter, with a formula for attention on the CPU, which older releases pass over."""
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    missing = {operator: lambda q, k, v, *args, **kwargs: sdpa_flop_count(q, k, v)}
+    return FlopCounterMode(display=False, custom_mapping={} if operator in flop_registry else missing)
 
 
 def count_filters(model: nn.Module) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -226,8 +227,12 @@ class Criterion(ABC):
         """Return the mean score of every unit, float64 on the CPU, shape ``[num_units]``; NaN for units not scored."""
         if self.total is None or self.counts is None:
             return torch.full((self.num_units,), torch.nan, dtype=torch.float64)
-        mean = self.total.cpu().double() / self.counts.cpu()
-        return mean.masked_fill(self._unscored(), torch.nan)
+        total, counts = self.over_ranks(self.total, self.counts)
+        return (total.cpu().double() / counts.cpu()).masked_fill(self._unscored(), torch.nan)
+
+    def over_ranks(self, total: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the totals of all ranks; gradients are the same on all of them already."""
+        return total, counts
 
     def _unscored(self) -> Tensor:
         """Return which units miss a term, because its parameter is frozen or not used."""
@@ -297,8 +302,8 @@ class ReaderCriterion(Criterion):
         return self._terms
 
 
-@register_criterion("taylor_minibatch")
-class TaylorMinibatch(ReaderCriterion):
+@register_criterion("taylor")
+class Taylor(ReaderCriterion):
     r"""First-order Taylor expansion at the weights that read a unit, one term per minibatch.
 
     .. math:: s_u = \operatorname{mean}_b \Big(\sum_{w \in R(u)} w \cdot \partial L_b / \partial w\Big)^2
@@ -307,8 +312,12 @@ class TaylorMinibatch(ReaderCriterion):
     :math:`b`. It equals the squared gate gradient of Molchanov et al. 2019 (Importance Estimation for Neural Network
     Pruning, section 3.2) placed where the unit is consumed, and needs no gate: parameters and gradients say all.
 
-    Where BatchNorm follows the reader, its statistics follow the unit, so that the sum over a whole minibatch hardly
-    feels the unit; the sum over any part of it does. See :class:`Taylor`.
+    Near a minimum the mean gradient vanishes and the mean of squares measures its variance, a Fisher estimate; a single
+    minibatch says little. All scores are squared changes of the loss, so that groups are compared as they are, without
+    normalisation. Under data parallelism gradients, and so scores, are those of all ranks.
+
+    Where BatchNorm follows the reader, its statistics follow the unit, so that the sum over a whole minibatch feels the
+    unit less than the sum over any part of it does: :class:`TaylorExamples` ranks better, and needs hooks.
     """
 
     def minibatch(self, scale: float | Tensor) -> Tensor:
@@ -316,34 +325,58 @@ class TaylorMinibatch(ReaderCriterion):
         return (signed_sums(self.live, self.num_units) * scale).square()
 
 
-@register_criterion("taylor")
-class Taylor(ReaderCriterion):
-    r"""First-order Taylor expansion where a unit is read, example by example.
+class ExampleCriterion(ReaderCriterion):
+    """Base of criteria that tell the examples of a minibatch apart, by hooks.
 
-    .. math:: s_u = \operatorname{mean}_n \Big(\sum_{r \in R(u)} \sum_{hw} a_r \cdot \partial L_n / \partial a_r\Big)^2
-
-    over examples :math:`n`, with :math:`R(u)` the layers that read unit :math:`u` and :math:`a_r` the activation that
-    layer :math:`r` reads. This is the squared gate gradient of Molchanov et al. 2019 (Importance Estimation for Neural
-    Network Pruning, section 3.2), placed where the unit is consumed, with examples for minibatches. Near a minimum the
-    mean gradient vanishes and the mean of squares measures its variance, a Fisher estimate.
-
-    Summed over a whole minibatch first, the term hardly feels the unit where BatchNorm follows the reader, as its
-    statistics follow the unit; over any part of the minibatch it does. Minibatches of more than :data:`MAX_PARTS`
-    examples are taken in that many parts. All scores are squared changes of the loss, so that groups are compared as
-    they are, without normalisation.
-
-    Units that something else than a convolution or linear layer reads (a weight used by a function, attention) are
-    summed over the minibatch, as :class:`TaylorMinibatch` does, on the same scale.
+    Under data parallelism every rank sees its own examples; :meth:`compute` adds them up and must be called on all.
     """
+
+    fold: Callable[[Tensor], Tensor]
 
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
         super().__init__(model, groups)
-        self._examples = ExampleSums(model, find_terms(model, groups, "reader"), self.num_units, torch.square)
+        readers = find_terms(model, groups, "reader")
+        self._examples = ExampleSums(model, readers, self.num_units, type(self).fold)
 
     def update(self, scale: float | Tensor = 1.0, parameters: Collection[int] | None = None) -> None:
         """Take in the backward passes since the last call."""
         super().update(scale, parameters)
         self._examples.discard()
+
+    def over_ranks(self, total: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Add up what all ranks saw, each of its own examples; all must call."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return total, counts
+        both = torch.stack([total, counts.to(total.dtype)])
+        dist.all_reduce(both)
+        return both[0], both[1]
+
+    def discard(self) -> None:
+        """Forget the backward passes since the last update."""
+        self._examples.discard()
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        self._examples.close()
+
+
+@register_criterion("taylor_examples")
+class TaylorExamples(ExampleCriterion):
+    r"""First-order Taylor expansion where a unit is read, example by example.
+
+    .. math:: s_u = \operatorname{mean}_n \Big(\sum_{r \in R(u)} \sum_{hw} a_r \cdot \partial L_n / \partial a_r\Big)^2
+
+    over examples :math:`n`, with :math:`R(u)` the layers that read unit :math:`u` and :math:`a_r` the activation that
+    layer :math:`r` reads: :class:`Taylor`, with examples for minibatches. It ranks units better, and after few
+    minibatches, at the price of one product per reading layer. Of a minibatch of more than :data:`MAX_EXAMPLES`
+    examples, about that many are looked at.
+
+    Units that something else than a convolution or linear layer reads (a weight used by a function, attention) are
+    summed over the minibatch as :class:`Taylor` does, on the same scale, and so are all units in a minibatch whose
+    forward pass came before this criterion.
+    """
+
+    fold = staticmethod(torch.square)
 
     def minibatch(self, scale: float | Tensor) -> Tensor:
         """Return the mean squares over the examples of this minibatch."""
@@ -357,17 +390,9 @@ class Taylor(ReaderCriterion):
             whole = torch.where(self._mask(unseen, whole.device), whole, sums)
         return whole * (max(count, 1) * scale**2)
 
-    def discard(self) -> None:
-        """Forget the backward passes since the last update."""
-        self._examples.discard()
-
-    def close(self) -> None:
-        """Remove the hooks."""
-        self._examples.close()
-
 
 @register_criterion("taylor_gate")
-class TaylorGate(TaylorMinibatch):
+class TaylorGate(Taylor):
     r"""The 2019 gate after normalisation (Molchanov et al. 2019, section 4).
 
     .. math:: s_u = \operatorname{mean}_b \Big(\sum_{(\gamma, \beta) \in N(u)} \gamma\,g_\gamma + \beta\,g_\beta\Big)^2
@@ -413,7 +438,7 @@ class TaylorWeight(Criterion):
 
 
 @register_criterion("taylor_activation")
-class TaylorActivation(Criterion):
+class TaylorActivation(ExampleCriterion):
     r"""Molchanov et al. 2017 (Pruning Convolutional Neural Networks for Resource Efficient Inference), section 2.2.
 
     .. math:: s_u = \operatorname{mean}_n \Big|\sum_{hw} a_{nu} \cdot \partial L_n / \partial a_{nu}\Big|
@@ -423,29 +448,15 @@ class TaylorActivation(Criterion):
     l2 norm per layer to make up for what that does to layers of different size; the sum is the change of the loss
     itself and needs neither.
 
-    It ranks units well after few minibatches, since each example counts, at the price of one product per reading layer.
-    Forward hooks on convolutions and linear layers see the activations, which autograd holds anyway. Units that
-    anything else reads (a weight used by a function, attention) are not scored. Under data parallelism every rank sees
-    its own examples only.
+    Units that something else than a convolution or linear layer reads (a weight used by a function, attention) are not
+    scored. Examples are told apart as in :class:`TaylorExamples`.
     """
 
-    def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
-        super().__init__(model, groups)
-        self._terms = find_terms(model, groups, "reader")
-        self._examples = ExampleSums(model, self._terms, self.num_units, torch.abs)
-
-    def terms(self) -> Sequence[Term]:
-        """Return the reading weights."""
-        return self._terms
+    fold = staticmethod(torch.abs)
 
     def is_live(self, term: Term) -> bool:
         """Whether the activation that a term reads got a gradient."""
         return term.name in self._examples.seen
-
-    def update(self, scale: float | Tensor = 1.0, parameters: Collection[int] | None = None) -> None:
-        """Take in the backward passes since the last call."""
-        super().update(scale, parameters)
-        self._examples.discard()
 
     def minibatch(self, scale: float | Tensor) -> Tensor:
         """Return the sum over examples, since the gradient of a mean loss carries one over their number."""
@@ -453,17 +464,9 @@ class TaylorActivation(Criterion):
         assert sums is not None
         return sums * scale
 
-    def discard(self) -> None:
-        """Forget the backward passes since the last update."""
-        self._examples.discard()
 
-    def close(self) -> None:
-        """Remove the hooks."""
-        self._examples.close()
-
-
-MAX_PARTS = 64
-"""Examples of a minibatch that are told apart; of a larger one so many parts of equal size."""
+MAX_EXAMPLES = 32
+"""About how many examples of a minibatch are looked at; of a larger one every so manieth."""
 
 
 class ExampleSums:
@@ -489,7 +492,7 @@ class ExampleSums:
         self._num_units = num_units
         self._apply = fold
         self._task = -1
-        self._parts: dict[int, Tensor] = {}
+        self._sums: dict[int, Tensor] = {}
         self._folded: Tensor | None = None
         self._most = self._count = 0
         layers: dict[int, dict[nn.Module, None]] = {}
@@ -514,7 +517,7 @@ class ExampleSums:
     def discard(self) -> None:
         """Forget what was seen."""
         self.seen.clear()
-        self._parts.clear()
+        self._sums.clear()
         self._folded, self._most, self._count = None, 0, 0
 
     def close(self) -> None:
@@ -540,38 +543,31 @@ class ExampleSums:
         if (task := torch._C._current_graph_task_id()) != self._task:
             self._fold()  # another backward pass: other examples
             self._task = task
-        dtype = sum_dtype(activation)
-        products = activation.to(dtype) * gradient.to(dtype)
         if axis == 0:  # no batch
-            products, axis = products.unsqueeze(0), 1
+            activation, gradient, axis = activation.unsqueeze(0), gradient.unsqueeze(0), 1
+        self._most = max(self._most, len(activation))
+        step = max(len(activation) // MAX_EXAMPLES, 1)
+        dtype = sum_dtype(activation)
+        products = activation[::step].to(dtype) * gradient[::step].to(dtype)
         space = [d for d in range(1, products.dim()) if d != axis]
-        parts = _in_parts(products.sum(space) if space else products)
-        self._most = max(self._most, len(products))
-        sums = self._parts.get(len(parts))
-        if sums is None:
-            sums = self._parts[len(parts)] = parts.new_zeros(len(parts), self._num_units + 1)
-        sums.index_add_(1, terms[0].units.to(sums.device), parts.to(sums))
+        self._add(len(activation), terms[0].units, products.sum(space) if space else products)
         self.seen.update(term.name for term in terms)
+
+    def _add(self, count: int, units: Tensor, products: Tensor) -> None:
+        """Add products of shape ``[examples looked at, channels]`` to the sums of layers with as many examples."""
+        sums = self._sums.get(count)
+        if sums is None:
+            sums = self._sums[count] = products.new_zeros(len(products), self._num_units + 1)
+        sums.index_add_(1, units.to(sums.device), products.to(sums))
 
     def _fold(self) -> None:
         """Close the books of a backward pass that is complete."""
-        for sums in self._parts.values():
-            folded = self._apply(sums[:, : self._num_units]).sum(0)
+        for count, sums in self._sums.items():
+            folded = self._apply(sums[:, : self._num_units]).sum(0) * (count / len(sums))
             self._folded = folded if self._folded is None else self._folded + folded
-        self._parts.clear()
+        self._sums.clear()
         self._count += self._most
         self._most = 0
-
-
-def _in_parts(products: Tensor) -> Tensor:
-    """Add up neighbouring examples until there are no more than :data:`MAX_PARTS`; shape ``[parts, channels]``."""
-    count = len(products)
-    if count <= MAX_PARTS:
-        return products
-    if count % MAX_PARTS == 0:
-        return products.unflatten(0, (MAX_PARTS, -1)).sum(1)
-    part = torch.arange(count, device=products.device) * MAX_PARTS // count
-    return products.new_zeros(MAX_PARTS, products.shape[1]).index_add_(0, part, products)
 
 
 def _layer(name: str) -> str:

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_taylor_prune.cost import flop_counter
 from lightning_taylor_prune.errors import VerificationError
 from lightning_taylor_prune.groups import ChannelGroups, find_groups
 from lightning_taylor_prune.surgery import prune_
@@ -259,7 +259,7 @@ def test_macs_are_half_the_flops_before_and_after(name: str) -> None:
 
 
 def flops(model: nn.Module, example: tuple[Any, ...]) -> int:
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         model(*example)
     return counter.get_total_flops()
 
