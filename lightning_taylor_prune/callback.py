@@ -425,7 +425,7 @@ class TaylorPruningCallback(Callback):
 
     def _stop(self, reason: str, warn: bool = False) -> None:
         self.stop_reason = reason
-        (rank_zero_warn if warn else rank_zero_info)(f"Pruning ends after {len(self.history)} prunes: {reason}.")
+        (rank_zero_warn if warn else rank_zero_info)(f"Pruning ends (prunes so far: {len(self.history)}): {reason}.")
         if self._scores is not None:
             self._scores.close()
 

@@ -369,7 +369,7 @@ class TaylorExamples(ExampleCriterion):
     over examples :math:`n`, with :math:`R(u)` the layers that read unit :math:`u` and :math:`a_r` the activation that
     layer :math:`r` reads: :class:`Taylor`, with examples for minibatches. It ranks units better, and after few
     minibatches, at the price of one product per reading layer. Of a minibatch of more than :data:`MAX_EXAMPLES`
-    examples, about that many are looked at.
+    examples every second is looked at, or every third, as long as there are as many left.
 
     Units that something else than a convolution or linear layer reads (a weight used by a function, attention) are
     summed over the minibatch as :class:`Taylor` does, on the same scale, and so are all units in a minibatch whose
@@ -381,7 +381,7 @@ class TaylorExamples(ExampleCriterion):
     def minibatch(self, scale: float | Tensor) -> Tensor:
         """Return the mean squares over the examples of this minibatch."""
         sums, count = self._examples.folded()
-        unseen = [term for term in self.live if term.name not in self._examples.seen]
+        unseen = [term for term in self.live if (term.name, term.dim) not in self._examples.seen]
         if not unseen:
             assert sums is not None
             return sums * (count * scale**2)
@@ -456,7 +456,7 @@ class TaylorActivation(ExampleCriterion):
 
     def is_live(self, term: Term) -> bool:
         """Whether the activation that a term reads got a gradient."""
-        return term.name in self._examples.seen
+        return (term.name, term.dim) in self._examples.seen
 
     def minibatch(self, scale: float | Tensor) -> Tensor:
         """Return the sum over examples, since the gradient of a mean loss carries one over their number."""
@@ -465,8 +465,8 @@ class TaylorActivation(ExampleCriterion):
         return sums * scale
 
 
-MAX_EXAMPLES = 32
-"""About how many examples of a minibatch are looked at; of a larger one every so manieth."""
+MAX_EXAMPLES = 64
+"""How many examples of a minibatch are looked at, at least; of one twice as large every second, and so on."""
 
 
 class ExampleSums:
@@ -482,13 +482,13 @@ class ExampleSums:
         fold: Applied to the sums before they are added over examples.
 
     Attributes:
-        seen: Names of the weights whose layers took part in the backward passes so far.
+        seen: Names and axes of the weights whose layers took part in the backward passes so far.
     """
 
     def __init__(
         self, model: nn.Module, readers: Sequence[Term], num_units: int, fold: Callable[[Tensor], Tensor]
     ) -> None:
-        self.seen: set[str] = set()
+        self.seen: set[tuple[str, int]] = set()
         self._num_units = num_units
         self._apply = fold
         self._task = -1
@@ -551,7 +551,7 @@ class ExampleSums:
         products = activation[::step].to(dtype) * gradient[::step].to(dtype)
         space = [d for d in range(1, products.dim()) if d != axis]
         self._add(len(activation), terms[0].units, products.sum(space) if space else products)
-        self.seen.update(term.name for term in terms)
+        self.seen.update((term.name, term.dim) for term in terms)
 
     def _add(self, count: int, units: Tensor, products: Tensor) -> None:
         """Add products of shape ``[examples looked at, channels]`` to the sums of layers with as many examples."""

@@ -70,6 +70,7 @@ class Trace:
         ops: The operator nodes in the order of execution.
         outputs: Nodes whose values leave the network.
         is_parameter: Names of the tensors that are parameters, not buffers.
+        resized: Fake tensors of other shapes, from the last verification.
     """
 
     call: Call
@@ -80,6 +81,7 @@ class Trace:
     ops: list[Node] = field(default_factory=list)
     outputs: list[Node] = field(default_factory=list)
     is_parameter: frozenset[str] = frozenset()
+    resized: dict[str, Tensor] = field(default_factory=dict)
 
     def signature(self) -> list[Any]:
         """Return operators, arguments and shapes, but for what only works on single numbers (step counters).

@@ -21,7 +21,6 @@ from lightning_taylor_prune.errors import PruningWarning
 from lightning_taylor_prune.groups import ChannelGroups, find_groups
 from lightning_taylor_prune.importance import (
     CRITERIA,
-    MAX_PARTS,
     Criterion,
     find_terms,
     normalize_scores,
@@ -285,20 +284,31 @@ def test_weight_score_squares_weight_by_weight() -> None:
     assert relative(actual, expected) < 1e-10
 
 
-def test_unit_that_no_weight_reads_is_judged_by_what_writes_it() -> None:
-    class Averaged(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = nn.Conv2d(3, 6, 3), nn.Conv2d(1, 5, 3)
+class Averaged(nn.Module):
+    """No weight reads what ``b`` writes."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(self.first(x).amax(1, keepdim=True))
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3), nn.Conv2d(1, 5, 3)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(F.relu(self.a(x))).amax(1, keepdim=True))
+
+
+@pytest.mark.parametrize(("name", "factor"), [("taylor", 1), ("taylor_examples", 2)])
+def test_unit_that_no_weight_reads_is_judged_by_what_writes_it(name: str, factor: int) -> None:
     model, x = Averaged().double(), torch.randn(2, 3, 8, 8).double()
     groups = find_groups(model, x)
-    actual = score(CRITERIA["taylor"](model, groups), model, (x,))
-    expected = (model.first.weight * model.first.weight.grad).sum((1, 2, 3)).square().detach()
-    torch.testing.assert_close(actual, expected)
+    actual = per_group(groups, score(CRITERIA[name](model, groups), model, (x,)))["b"]
+    expected = (model.b.weight * model.b.weight.grad).sum((1, 2, 3)).square().detach()
+    torch.testing.assert_close(actual, factor * expected)
+
+
+def test_unit_that_no_weight_reads_is_not_scored_by_activation() -> None:
+    model, x = Averaged().double(), torch.randn(2, 3, 8, 8).double()
+    groups = find_groups(model, x)
+    scores = per_group(groups, score(CRITERIA["taylor_activation"](model, groups), model, (x,)))
+    assert scores["a"].isfinite().all() and scores["b"].isnan().all()
 
 
 # --- minibatches ----------------------------------------------------------------------------------------------------
@@ -455,17 +465,15 @@ def test_micro_batches_add_up_to_one_batch(name: str) -> None:
     torch.testing.assert_close(criterion.compute(), whole)
 
 
-@pytest.mark.parametrize("count", [65, 128, 130])
-def test_large_minibatch_is_taken_in_parts(count: int) -> None:
+@pytest.mark.parametrize(("count", "step"), [(64, 1), (127, 1), (128, 2), (200, 3)])
+def test_of_a_large_minibatch_some_examples_stand_for_all(count: int, step: int) -> None:
     model, _, groups = build("sequential")
     criterion = CRITERIA["taylor_examples"](model, groups)
     seen = watch_inputs(model, ["2", "4"])
     square(model, torch.randn(count, 3, 4, 4).double()).backward()
     criterion.update()
-    each = measured(groups, READERS["sequential"], seen)
-    parts = torch.zeros(MAX_PARTS, groups.num_units).double()
-    parts.index_add_(0, torch.arange(count) * MAX_PARTS // count, each)
-    torch.testing.assert_close(criterion.compute(), count * parts.square().sum(0))
+    each = count * measured(groups, READERS["sequential"], seen)
+    torch.testing.assert_close(criterion.compute(), each[::step].square().mean(0))
 
 
 def test_units_that_a_function_reads_are_summed_over_the_minibatch() -> None:
