@@ -32,7 +32,7 @@ from lightning_taylor_prune.optimizers import OptimizerStateMode
 from lightning_taylor_prune.plan import PruningPlan
 from lightning_taylor_prune.report import filters_table
 from lightning_taylor_prune.selection import COSTS, Choice, Options, choose, excluded_groups, highest_removed
-from lightning_taylor_prune.strategies import Ranks, check_strategy, rewrap
+from lightning_taylor_prune.strategies import Ranks, Rewrap, check_strategy
 from lightning_taylor_prune.surgery import cut_tensors_
 from lightning_taylor_prune.trace import Call
 from lightning_taylor_prune.verify import Divergence
@@ -390,9 +390,9 @@ class TaylorPruningCallback(Callback):
                     self._refuse(choice.plan, divergence)
                 continue
             if choice.plan:
-                cut_tensors_(pl_module, choice.plan, trainer.optimizers, self.optimizer_state, copies)
+                wrapper = Rewrap(trainer.strategy, pl_module)
+                cut_tensors_(pl_module, choice.plan, trainer.optimizers, self.optimizer_state, copies, [wrapper])
                 self.groups = self.groups.after(choice.plan)
-                rewrap(trainer.strategy, pl_module)
             return choice
 
     def _analysed_anew(self, pl_module: LightningModule) -> bool:

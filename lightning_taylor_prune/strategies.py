@@ -39,18 +39,40 @@ def check_strategy(strategy: Any) -> None:
         )
 
 
-def rewrap(strategy: Any, pl_module: Any) -> None:
-    """Have DDP forget the parameters that were replaced: its reducer is built anew, as at the start of training."""
-    if type(strategy).__name__ != DDP or strategy.model is pl_module:
-        return
-    state = getattr(strategy, "_ddp_comm_state", None)
-    for name in ("error_dict", "p_memory_dict", "q_memory_dict"):  # PowerSGD's memory has the old shapes
-        if isinstance(memory := getattr(state, name, None), dict):
-            memory.clear()
-    strategy.model = pl_module
-    strategy.configure_ddp()
-    if hasattr(strategy, "_pl_static_graph_delay_done"):
-        strategy._pl_static_graph_delay_done = False
+class Rewrap:
+    """Have DDP forget the parameters that were replaced: its reducer is built anew, as at the start of training.
+
+    One step of a cut, that can be taken back like the others.
+
+    Args:
+        strategy: The Trainer's strategy; for one device there is nothing to do.
+        pl_module: The module that it wraps.
+    """
+
+    def __init__(self, strategy: Any, pl_module: Any) -> None:
+        self._strategy, self._module = strategy, pl_module
+        self._wrapped = strategy.model
+        self._delayed = getattr(strategy, "_pl_static_graph_delay_done", None)
+
+    def commit(self) -> None:
+        """Wrap the module anew."""
+        strategy = self._strategy
+        if type(strategy).__name__ != DDP or self._wrapped is self._module:
+            return
+        state = getattr(strategy, "_ddp_comm_state", None)
+        for name in ("error_dict", "p_memory_dict", "q_memory_dict"):  # PowerSGD's memory has the old shapes
+            if isinstance(memory := getattr(state, name, None), dict):
+                memory.clear()
+        strategy.model = self._module
+        strategy.configure_ddp()
+        if self._delayed is not None:
+            strategy._pl_static_graph_delay_done = False
+
+    def rollback(self) -> None:
+        """Take up the old wrapper, whose reducer holds the old parameters."""
+        self._strategy.model = self._wrapped
+        if self._delayed is not None:
+            self._strategy._pl_static_graph_delay_done = self._delayed
 
 
 class Ranks:

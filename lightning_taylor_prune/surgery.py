@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,7 @@ def cut_tensors_(
     optimizers: Sequence[object] | object = (),
     optimizer_state: OptimizerStateMode = "reset",
     copies: Sequence[nn.Module] = (),
+    further_steps: Sequence[Step] = (),
 ) -> None:
     """Carry out a plan's cuts without running the network; all or nothing like :func:`prune_`.
 
@@ -72,6 +73,7 @@ def cut_tensors_(
         optimizers: As in :func:`prune_`.
         optimizer_state: As in :func:`prune_`.
         copies: Networks of the same structure (moving averages) that are cut along.
+        further_steps: What else belongs to the cut (a wrapper that holds the parameters), done last.
     """
     networks = [model, *copies]
     updates = [update for network in networks for update in attribute_updates(network, plan.cuts)]
@@ -84,11 +86,21 @@ def cut_tensors_(
         for network, replaced in zip(networks, cut, strict=True):
             _move_tensors(network, replaced, transaction)
         _set_attributes(updates, transaction)
-        for swap in swaps:
-            transaction.do(swap.commit, swap.rollback)
+        for step in (*swaps, *further_steps):
+            transaction.do(step.commit, step.rollback)
     except BaseException:
         transaction.undo()
         raise
+
+
+class Step(Protocol):
+    """Part of a cut."""
+
+    def commit(self) -> None:
+        """Do it."""
+
+    def rollback(self) -> None:
+        """Take it back, also if it was done in part."""
 
 
 @dataclass(frozen=True, eq=False)

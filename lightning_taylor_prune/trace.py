@@ -26,6 +26,7 @@ from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map, tree_map_only
@@ -288,9 +289,13 @@ def _same_items(value: Any, content: Any) -> bool:
 
 @contextlib.contextmanager
 def _tracing_context(call: Call) -> Iterator[None]:
-    """Grad mode on, attention's fused inference path off, autocast as in training: all decide what is called."""
-    fastpath = torch.backends.mha.get_fastpath_enabled()
+    """Grad mode on, attention's fused inference path off, autocast as in training: all decide what is called.
+
+    Batch normalisation that synchronises over ranks runs as the ordinary one: tracing sends no messages.
+    """
+    fastpath, synchronised = torch.backends.mha.get_fastpath_enabled(), nn.SyncBatchNorm.forward
     torch.backends.mha.set_fastpath_enabled(False)
+    nn.SyncBatchNorm.forward = _BatchNorm.forward  # type: ignore[method-assign]
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
@@ -300,6 +305,7 @@ def _tracing_context(call: Call) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
+        nn.SyncBatchNorm.forward = synchronised  # type: ignore[method-assign]
 
 
 def _fake_tensors(root: nn.Module, mode: FakeTensorMode, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

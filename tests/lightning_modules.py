@@ -147,11 +147,15 @@ class Adversarial(pl.LightningModule):
         )
 
 
+ACCELERATOR = "cpu"
+"""Where :func:`trainer` trains; the GPU suite sets it."""
+
+
 def trainer(callback: Any = None, **kwargs: Any) -> pl.Trainer:
-    """A quiet Trainer on the CPU."""
+    """A quiet Trainer."""
     callbacks = [callback] if callback is not None else []
     defaults: dict[str, Any] = {
-        "accelerator": "cpu",
+        "accelerator": ACCELERATOR,
         "devices": 1,
         "callbacks": callbacks + kwargs.pop("more_callbacks", []),
         "enable_checkpointing": False,

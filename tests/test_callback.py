@@ -187,13 +187,15 @@ def test_partial_accumulation_window_scores_as_the_batch_it_is() -> None:
     ("options", "tolerance"),
     [
         ({"gradient_clip_val": 1e-3}, 1e-9),
+        ({"precision": "64-true"}, 1e-5),
+        ({"precision": "bf16-true"}, 0.1),
         ({"precision": "bf16-mixed"}, 0.1),
         (
             {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))]},
             0.05,
         ),
     ],
-    ids=["clipping", "bf16-mixed", "16-mixed"],
+    ids=["clipping", "64-true", "bf16-true", "bf16-mixed", "16-mixed"],
 )
 def test_scores_do_not_depend_on(options: dict[str, Any], tolerance: float) -> None:
     plain, other = scores(loader(32), torch.float32), scores(loader(32), torch.float32, **options)
@@ -399,3 +401,35 @@ def test_lightning_cli_builds_it() -> None:
     )
     built = next(c for c in cli.trainer.callbacks if isinstance(c, TaylorPruningCallback))
     assert (built.every_n_steps, built.options.exclude) == (7, ("network.0",))
+
+
+# --- what is around the optimizer -----------------------------------------------------------------------------------
+
+SCHEDULERS: dict[str, Any] = {
+    "StepLR": lambda o: torch.optim.lr_scheduler.StepLR(o, 2),
+    "OneCycleLR": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=100),
+    "CosineAnnealingWarmRestarts": lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "LambdaLR": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 0.9**step),
+    "CyclicLR": lambda o: torch.optim.lr_scheduler.CyclicLR(o, 1e-3, 1e-1, step_size_up=3),
+    "SequentialLR": lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o, [torch.optim.lr_scheduler.LinearLR(o), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)], [3]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("optimizer_state", ["reset", "slice"])
+def test_schedule_goes_on_as_without_pruning(name: str, optimizer_state: Any) -> None:
+    class Scheduled(Classifier):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), 0.05, momentum=0.9)
+            return [optimizer], [{"scheduler": SCHEDULERS[name](optimizer), "interval": "step"}]
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            self.rates.append(self.optimizers().param_groups[0]["lr"])
+
+    plain, pruned = Scheduled(), Scheduled()
+    plain.rates, pruned.rates = [], []
+    trainer().fit(plain, loader())
+    fit(pruned, TaylorPruningCallback(every_n_steps=2, filters_per_prune=2, optimizer_state=optimizer_state))
+    assert pruned.rates == plain.rates

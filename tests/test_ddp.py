@@ -12,7 +12,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_taylor_prune import TaylorPruningCallback, make_loadable
+from lightning_taylor_prune import TaylorPruningCallback, find_groups, make_loadable
+from lightning_taylor_prune.strategies import Rewrap
+from lightning_taylor_prune.surgery import cut_tensors_
 from tests.distributed import run_ranks
 from tests.lightning_modules import Classifier, loader, small_network, smooth_network, trainer
 
@@ -144,3 +146,17 @@ def test_child_processes_without_a_loadable_module_are_refused() -> None:
 def test_a_rank_that_dies_in_a_prune_does_not_hang_the_others(tmp_path: Path) -> None:
     results = run_ranks(train, tmp_path, 2, timeout=60, die=0)
     assert "waited 5 s for ranks [0]" in results[1]
+
+
+def no_group(self: Any) -> None:
+    raise RuntimeError("process group has gone")
+
+
+def test_a_cut_that_fails_at_the_wrapper_is_taken_back() -> None:
+    broken = {"model": "the old wrapper", "_pl_static_graph_delay_done": True, "configure_ddp": no_group}
+    model, strategy = small_network(), type("DDPStrategy", (), broken)()
+    before = [id(p) for p in model.parameters()]
+    plan = find_groups(model, torch.zeros(1, 1, 8, 8)).plan({"0": [1, 2]})
+    with pytest.raises(RuntimeError, match="has gone"):
+        cut_tensors_(model, plan, further_steps=[Rewrap(strategy, model)])
+    assert (strategy.model, before) == ("the old wrapper", [id(p) for p in model.parameters()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -451,3 +452,25 @@ def test_what_is_pruned_trains_on_to_a_lower_loss() -> None:
     prune_(model, groups.plan(random_units(groups)), optimizer)
     losses = [training_step(model, example, optimizer).square().mean().item() for _ in range(10)]
     assert losses[-1] < 0.5 * losses[0]
+
+
+# --- the long run -------------------------------------------------------------------------------------------------
+
+
+def test_two_hundred_prunes_hold_no_more_memory_than_ten() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 300, 3), nn.BatchNorm2d(300), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    example = torch.randn(2, 1, 5, 5)
+    model(example)
+    optimizer = torch.optim.Adam(model.parameters())
+    groups = find_groups(model, example)
+    counts = {}
+    for prune in range(200):
+        model(example).sum().backward()
+        optimizer.step()
+        cut = prune_(model, groups.plan({"0": [0]}), optimizer, "slice")
+        assert cut is not None
+        groups = cut
+        if prune in (9, 199):
+            gc.collect()
+            counts[prune] = sum(isinstance(item, torch.Tensor) for item in gc.get_objects())
+    assert counts[199] <= counts[9]

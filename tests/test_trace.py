@@ -197,3 +197,13 @@ def test_hooks_of_the_user_run_and_stay() -> None:
     handle = model[0].register_forward_hook(lambda *_: calls.append(1))
     trace(model, Call("", NETWORKS["sequential"].example()))
     assert (len(calls), list(model[0]._forward_hooks)) == (1, [handle.id])
+
+
+def test_synchronised_normalisation_sends_no_message_while_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    synchronised = nn.SyncBatchNorm.forward
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    recorded = trace(model, Call("", (torch.zeros(2, 1, 6, 6),)))
+    assert "aten.batch_norm.default" in map(str, (node.target for node in recorded.ops))
+    assert nn.SyncBatchNorm.forward is synchronised
