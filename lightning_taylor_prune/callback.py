@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
-from torch.utils._pytree import tree_flatten
+from torch import Tensor
 
+from lightning_taylor_prune.arguments import check_arguments, check_positive, check_stop_at
 from lightning_taylor_prune.capture import CallCapture, decode_calls, encode_calls
 from lightning_taylor_prune.checkpoint import (
     KEY,
@@ -27,14 +25,23 @@ from lightning_taylor_prune.checkpoint import (
 )
 from lightning_taylor_prune.errors import PlanError, PruningError
 from lightning_taylor_prune.groups import ChannelGroups, groups_of_calls
-from lightning_taylor_prune.importance import CRITERIA, NORMALIZATIONS, Criterion, normalize_scores, warn_unscored
+from lightning_taylor_prune.importance import CRITERIA, Criterion, normalize_scores, warn_unscored
 from lightning_taylor_prune.optimizers import OptimizerStateMode
 from lightning_taylor_prune.plan import PruningPlan
 from lightning_taylor_prune.report import filters_table
-from lightning_taylor_prune.selection import COSTS, Choice, Options, choose, excluded_groups, highest_removed
+from lightning_taylor_prune.selection import Choice, Options, choose, excluded_groups, highest_removed
 from lightning_taylor_prune.strategies import Ranks, Rewrap, check_strategy
 from lightning_taylor_prune.surgery import cut_tensors_
 from lightning_taylor_prune.trace import Call
+from lightning_taylor_prune.trainers import (
+    ValidationRequest,
+    averaged_copies,
+    batch_size,
+    check_launcher,
+    gradient_scale,
+    logging_off,
+    window_correction,
+)
 from lightning_taylor_prune.verify import Divergence
 
 
@@ -53,8 +60,9 @@ class TaylorPruningCallback(Callback):
         start_step: Optimizer step at which the first interval begins.
         target: Name of the submodule to prune. By default what ``training_step`` calls: the module's own
             ``forward``, or else each network that it calls.
-        criterion: ``"taylor"``, ``"taylor_gate"``, ``"taylor_weight"``, ``"taylor_activation"``, ``"magnitude"``,
-            ``"random"``, or any name given to :func:`~lightning_taylor_prune.importance.register_criterion`.
+        criterion: ``"taylor"``, ``"taylor_examples"``, ``"taylor_gate"``, ``"taylor_weight"``,
+            ``"taylor_activation"``, ``"magnitude"``, ``"random"``, or any name given to
+            :func:`~lightning_taylor_prune.importance.register_criterion`.
         optimizer_state: ``"reset"`` clears momentum and moments of all parameters at each prune; ``"slice"`` keeps
             those of the channels that stay.
         min_channels: Channels that every group keeps at least.
@@ -107,14 +115,14 @@ class TaylorPruningCallback(Callback):
         rank_timeout: float = 600.0,
     ) -> None:
         super().__init__()
-        _check_positive(
+        check_positive(
             every_n_steps=every_n_steps,
             filters_per_prune=filters_per_prune,
             min_channels=min_channels,
             round_to=round_to,
         )
-        _check_arguments(max_prunes, start_step, criterion, optimizer_state, max_pruning_ratio, exclude, normalize)
-        _check_stop_at(stop_at)
+        check_arguments(max_prunes, start_step, criterion, optimizer_state, max_pruning_ratio, exclude, normalize)
+        check_stop_at(stop_at)
         self.every_n_steps = every_n_steps
         self.filters_per_prune = filters_per_prune
         self.max_prunes = max_prunes
@@ -140,7 +148,7 @@ class TaylorPruningCallback(Callback):
         self._scored_step = -1
         self._intervals = 0
         self._refused: set[str] = set()
-        self._validation = _ValidationRequest()
+        self._validation = ValidationRequest()
         self._original: dict[str, Any] = {}
         self._resumed: dict[str, Any] = {}
         self._load_hook: Any = None
@@ -158,7 +166,7 @@ class TaylorPruningCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work before any data is read."""
         if not is_loadable(pl_module):
-            _check_launcher(trainer)
+            check_launcher(trainer)
             self._load_hook = make_loadable(pl_module)
         if stage != "fit":
             return
@@ -209,19 +217,25 @@ class TaylorPruningCallback(Callback):
         """Take in the gradients of one optimizer step, once they are complete."""
         if self.stop_reason is not None or not pl_module.automatic_optimization:
             return
-        if trainer.fit_loop._should_accumulate() or self._scored_step == trainer.global_step:
-            return  # inside an accumulation window; or a closure that is evaluated again (L-BFGS)
+        if trainer.fit_loop._should_accumulate():
+            return
+        if self._scored_step == trainer.global_step:  # a closure that is evaluated again (L-BFGS)
+            if self._scores is not None:
+                self._scores.discard()
+            return
         if self.groups is None:
             self._analyse(pl_module, self._watched_calls(pl_module))
         self._scored_step = trainer.global_step
-        self._accumulate(trainer, _gradient_scale(trainer) * _window_correction(trainer))
+        self._accumulate(trainer, gradient_scale(trainer) * window_correction(trainer))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Take in gradients under manual optimization: only here are those of one optimizer known to be complete."""
         if self.stop_reason is not None or pl_module.automatic_optimization or self.groups is None:
             return
         parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self._accumulate(trainer, 1.0, parameters)  # the precision plugin has unscaled them already
+        # The precision plugin has unscaled `.grad` by now, but not what hooks saw in the backward pass.
+        hooked = self._scores is not None and self._scores.sees_backward
+        self._accumulate(trainer, gradient_scale(trainer) if hooked else 1.0, parameters)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -296,8 +310,8 @@ class TaylorPruningCallback(Callback):
 
     def _analyse(self, pl_module: LightningModule, calls: Sequence[Call]) -> None:
         """Find groups from the ways in which the network is called."""
-        self._batch_size = _batch_size(calls[0].args, calls[0].kwargs)
-        with _logging_off(pl_module):
+        self._batch_size = batch_size(calls[0].args, calls[0].kwargs)
+        with logging_off(pl_module):
             self.groups = self._find_groups(pl_module, calls, self._resumed.get("kept"))
         self._calls = calls
         self._check_exclude(self.groups)
@@ -342,8 +356,12 @@ class TaylorPruningCallback(Callback):
         self._scores = CRITERIA[self.criterion](pl_module, self.groups)
 
     def _accumulate(self, trainer: Trainer, scale: float, parameters: set[int] | None = None) -> None:
-        if self._scores is not None and trainer.global_step >= self.start_step:
+        if self._scores is None:
+            return
+        if trainer.global_step >= self.start_step:
             self._scores.update(scale, parameters)
+        else:
+            self._scores.discard()
 
     # --- pruning ------------------------------------------------------------------------------------------------
 
@@ -351,14 +369,14 @@ class TaylorPruningCallback(Callback):
         """Choose, cut, log; or say why not."""
         assert self.groups is not None
         assert self._scores is not None
-        if not self._scores.ready:
+        raw = self._scores.compute()  # on all ranks: some criteria add up what each of them saw
+        if not raw.isfinite().any():
             rank_zero_warn(
                 f"Step {trainer.global_step}: no prune, as none of the {self._scores.steps} minibatches since the last "
                 "one had finite gradients for the pruned network."
             )
             return
         skipped = self._scores.skipped
-        raw = self._scores.compute()
         warn_unscored(raw, self.groups)
         scores = normalize_scores(raw, self.groups, self.normalize, self.macs_weight)
         before = self.groups
@@ -401,7 +419,7 @@ class TaylorPruningCallback(Callback):
         if self.groups.verify(pl_module, self.groups.plan({})) is None:
             return False
         before = self.groups
-        with _logging_off(pl_module):
+        with logging_off(pl_module):
             self.groups = self._find_groups(pl_module, self._calls, before.kept_units())
         rank_zero_info("The network does other things than in its first batch, and was analysed anew.")
         return True
@@ -502,61 +520,6 @@ class TaylorPruningCallback(Callback):
             logger.log_metrics(dict(row), step=step)
 
 
-def averaged_copies(trainer: Trainer, pl_module: LightningModule) -> list[nn.Module]:
-    """Return the averaged copies of the network that other callbacks keep (EMA, SWA): they are cut with it."""
-    found: list[nn.Module] = []
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for value in vars(callback).values():
-            if isinstance(value, AveragedModel):
-                found.append(value.module)
-            elif type(value) is type(pl_module) and value is not pl_module:
-                found.append(value)
-    return found
-
-
-class _ValidationRequest:
-    """Asks the Trainer to validate at the end of this batch, in its own regular place and order."""
-
-    def __init__(self) -> None:
-        self._saved: tuple[Any, Any] | None = None
-
-    def make(self, trainer: Trainer) -> None:
-        """Make this the batch at which the Trainer validates, if it can validate at all."""
-        if not trainer.enable_validation:
-            return
-        self._saved = trainer.val_check_batch, trainer.check_val_every_n_epoch
-        trainer.check_val_every_n_epoch = None
-        trainer.val_check_batch = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-
-    def withdraw(self, trainer: Trainer) -> None:
-        """Restore the Trainer's schedule."""
-        if self._saved is not None:
-            trainer.val_check_batch, trainer.check_val_every_n_epoch = self._saved
-            self._saved = None
-
-
-def _check_launcher(trainer: Trainer) -> None:
-    """Refuse to train in child processes whose smaller weights the main process could not take back."""
-    if type(getattr(trainer.strategy, "launcher", None)).__name__ == "_MultiProcessingLauncher":
-        raise MisconfigurationException(
-            "Expected a module that can load pruned weights, as this strategy trains in child processes. Call "
-            "`lightning_taylor_prune.make_loadable(module)` before `trainer.fit`, or use `strategy='ddp'`."
-        )
-
-
-def _gradient_scale(trainer: Trainer) -> float:
-    """Return what undoes fp16 loss scaling."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return 1.0 / scaler.get_scale() if scaler is not None else 1.0
-
-
-def _window_correction(trainer: Trainer) -> float:
-    """Return what makes up for a last accumulation window that holds fewer batches than it is divided by."""
-    accumulated = trainer.accumulate_grad_batches
-    window = (trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1) % accumulated + 1
-    return accumulated / window
-
-
 def _without(scores: Tensor, groups: ChannelGroups, refused: set[str]) -> Tensor:
     """Return scores with NaN, which is never chosen, for all units of some groups."""
     if not refused:
@@ -568,24 +531,6 @@ def _without(scores: Tensor, groups: ChannelGroups, refused: set[str]) -> Tensor
     return scores
 
 
-def _batch_size(args: Any, kwargs: Any) -> int:
-    tensors = [leaf for leaf in tree_flatten((args, dict(kwargs)))[0] if isinstance(leaf, Tensor) and leaf.dim()]
-    return max(int(tensors[0].shape[0]), 1) if tensors else 1
-
-
-@contextlib.contextmanager
-def _logging_off(pl_module: nn.Module) -> Iterator[None]:
-    """Keep `self.log` calls in a traced forward from reaching the Trainer with tensors that hold no numbers."""
-    names = ("log", "log_dict")
-    try:
-        for name in names:
-            vars(pl_module)[name] = lambda *args, **kwargs: None
-        yield
-    finally:
-        for name in names:
-            vars(pl_module).pop(name, None)
-
-
 def _say_what_is_locked(groups: ChannelGroups) -> None:
     reasons: dict[str, list[str]] = {}
     for entry in groups.locked:
@@ -594,55 +539,3 @@ def _say_what_is_locked(groups: ChannelGroups) -> None:
     for reason, names in reasons.items():
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
         rank_zero_info(f"Not prunable: {', '.join(names[:6])}{more}: {reason}")
-
-
-# --- arguments ------------------------------------------------------------------------------------------------------
-
-
-def _check_positive(**arguments: int) -> None:
-    for name, value in arguments.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise MisconfigurationException(
-                f"Expected argument `{name}` to be an int of at least 1, but got {value!r}."
-            )
-
-
-def _check_arguments(
-    max_prunes: int | None,
-    start_step: int,
-    criterion: str,
-    optimizer_state: str,
-    max_pruning_ratio: float,
-    exclude: Any,
-    normalize: str | None,
-) -> None:
-    if max_prunes is not None:
-        _check_positive(max_prunes=max_prunes)
-    if not isinstance(start_step, int) or start_step < 0:
-        raise MisconfigurationException(
-            f"Expected argument `start_step` to be an int of at least 0, but got {start_step!r}."
-        )
-    _check_choice("criterion", criterion, CRITERIA)
-    _check_choice("optimizer_state", optimizer_state, ("reset", "slice"))
-    if normalize is not None:
-        _check_choice("normalize", normalize, NORMALIZATIONS)
-    if not 0 < max_pruning_ratio <= 1:
-        raise MisconfigurationException(
-            f"Expected argument `max_pruning_ratio` to be in (0, 1], but got {max_pruning_ratio!r}."
-        )
-    if isinstance(exclude, str):
-        raise MisconfigurationException(f"Expected argument `exclude` to be a list of names, but got {exclude!r}.")
-
-
-def _check_choice(name: str, value: Any, choices: Any) -> None:
-    if value not in choices:
-        raise MisconfigurationException(
-            f"Expected argument `{name}` to be one of {', '.join(choices)}, but got {value!r}."
-        )
-
-
-def _check_stop_at(stop_at: Mapping[str, float] | None) -> None:
-    for name, value in (stop_at or {}).items():
-        _check_choice("stop_at", name, COSTS)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-            raise MisconfigurationException(f"Expected `stop_at[{name!r}]` to be a positive number, but got {value!r}.")

@@ -138,6 +138,8 @@ class Criterion(ABC):
     """
 
     needs_gradients = True
+    sees_backward = False
+    """Whether hooks take in gradients during the backward pass, where fp16 scales them."""
     normalize_default = "none"
 
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
@@ -331,6 +333,7 @@ class ExampleCriterion(ReaderCriterion):
     Under data parallelism every rank sees its own examples; :meth:`compute` adds them up and must be called on all.
     """
 
+    sees_backward = True
     fold: Callable[[Tensor], Tensor]
 
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:

@@ -87,7 +87,8 @@ def test_module_is_left_without_hooks() -> None:
 
 
 @pytest.mark.parametrize(
-    "criterion", ["taylor", "taylor_gate", "taylor_weight", "taylor_activation", "magnitude", "random"]
+    "criterion",
+    ["taylor", "taylor_examples", "taylor_gate", "taylor_weight", "taylor_activation", "magnitude", "random"],
 )
 def test_every_criterion_prunes(criterion: str) -> None:
     callback = TaylorPruningCallback(every_n_steps=4, filters_per_prune=2, criterion=criterion)

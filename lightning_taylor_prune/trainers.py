@@ -1,0 +1,87 @@
+"""What the callback asks of a Trainer and its module, beyond their hooks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_flatten
+
+
+def averaged_copies(trainer: Trainer, pl_module: LightningModule) -> list[nn.Module]:
+    """Return the averaged copies of the network that other callbacks keep (EMA, SWA): they are cut with it."""
+    found: list[nn.Module] = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for value in vars(callback).values():
+            if isinstance(value, AveragedModel):
+                found.append(value.module)
+            elif type(value) is type(pl_module) and value is not pl_module:
+                found.append(value)
+    return found
+
+
+class ValidationRequest:
+    """Asks the Trainer to validate at the end of this batch, in its own regular place and order."""
+
+    def __init__(self) -> None:
+        self._saved: tuple[Any, Any] | None = None
+
+    def make(self, trainer: Trainer) -> None:
+        """Make this the batch at which the Trainer validates, if it can validate at all."""
+        if not trainer.enable_validation:
+            return
+        self._saved = trainer.val_check_batch, trainer.check_val_every_n_epoch
+        trainer.check_val_every_n_epoch = None
+        trainer.val_check_batch = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+
+    def withdraw(self, trainer: Trainer) -> None:
+        """Restore the Trainer's schedule."""
+        if self._saved is not None:
+            trainer.val_check_batch, trainer.check_val_every_n_epoch = self._saved
+            self._saved = None
+
+
+def check_launcher(trainer: Trainer) -> None:
+    """Refuse to train in child processes whose smaller weights the main process could not take back."""
+    if type(getattr(trainer.strategy, "launcher", None)).__name__ == "_MultiProcessingLauncher":
+        raise MisconfigurationException(
+            "Expected a module that can load pruned weights, as this strategy trains in child processes. Call "
+            "`lightning_taylor_prune.make_loadable(module)` before `trainer.fit`, or use `strategy='ddp'`."
+        )
+
+
+def gradient_scale(trainer: Trainer) -> float:
+    """Return what undoes fp16 loss scaling."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 / scaler.get_scale() if scaler is not None else 1.0
+
+
+def window_correction(trainer: Trainer) -> float:
+    """Return what makes up for a last accumulation window that holds fewer batches than it is divided by."""
+    accumulated = trainer.accumulate_grad_batches
+    window = (trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1) % accumulated + 1
+    return accumulated / window
+
+
+def batch_size(args: Any, kwargs: Any) -> int:
+    """Return the length of the first tensor among arguments, which in Lightning is the batch size."""
+    tensors = [leaf for leaf in tree_flatten((args, dict(kwargs)))[0] if isinstance(leaf, Tensor) and leaf.dim()]
+    return max(int(tensors[0].shape[0]), 1) if tensors else 1
+
+
+@contextlib.contextmanager
+def logging_off(pl_module: nn.Module) -> Iterator[None]:
+    """Keep `self.log` calls in a traced forward from reaching the Trainer with tensors that hold no numbers."""
+    names = ("log", "log_dict")
+    try:
+        for name in names:
+            vars(pl_module)[name] = lambda *args, **kwargs: None
+        yield
+    finally:
+        for name in names:
+            vars(pl_module).pop(name, None)
