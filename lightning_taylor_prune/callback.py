@@ -38,6 +38,7 @@ from lightning_taylor_prune.trainers import (
     averaged_copies,
     batch_size,
     check_launcher,
+    forget_compiled,
     gradient_scale,
     logging_off,
     window_correction,
@@ -246,6 +247,8 @@ class TaylorPruningCallback(Callback):
             return  # the same step again: inside an accumulation window
         self._seen_step = step
         if self.groups is None:
+            if pl_module.automatic_optimization:
+                return  # no backward pass yet: the training step returned None
             self._analyse(pl_module, self._watched_calls(pl_module))
         if (intervals := self._intervals_at(step)) > self._intervals:
             self._intervals = intervals
@@ -411,6 +414,7 @@ class TaylorPruningCallback(Callback):
                 wrapper = Rewrap(trainer.strategy, pl_module)
                 cut_tensors_(pl_module, choice.plan, trainer.optimizers, self.optimizer_state, copies, [wrapper])
                 self.groups = self.groups.after(choice.plan)
+                forget_compiled(pl_module)
             return choice
 
     def _analysed_anew(self, pl_module: LightningModule) -> bool:

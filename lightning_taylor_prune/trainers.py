@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
@@ -44,6 +45,13 @@ class ValidationRequest:
         if self._saved is not None:
             trainer.val_check_batch, trainer.check_val_every_n_epoch = self._saved
             self._saved = None
+
+
+def forget_compiled(pl_module: LightningModule) -> None:
+    """Have compiled networks compiled anew after a cut: each would soon reach dynamo's limit on recompilations."""
+    compiled = any(type(module).__name__ == "OptimizedModule" for module in pl_module.modules())
+    if compiled or getattr(pl_module, "_compiler_ctx", None) is not None:
+        torch._dynamo.reset()
 
 
 def check_launcher(trainer: Trainer) -> None:

@@ -1,6 +1,6 @@
 """What pruning costs, as ratios: python recipes/benchmark.py [--quick] [--device cuda] [--save benchmark.md].
 
-Every figure is a median; the two sides of a ratio are measured in turn, step by step, so that a machine whose speed
+Every figure is a median; the two sides of a ratio are measured within the same step, so that a machine whose speed
 drifts slows both. Absolute times hold for the machine named in the first line only.
 """
 
@@ -107,24 +107,25 @@ def machine(device: str) -> str:
 
 
 def step_row(name: str, batch: int, size: int, repeats: int, device: str) -> list[str]:
-    """Time training steps of one network with and without scores, in turn."""
+    """Time what scores take in training steps of one network."""
     model = NETWORKS[name]().to(device)
     x, y = torch.randn(batch, 3, size, size, device=device), torch.randint(10, (batch,), device=device)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
     scores = CRITERIA["taylor"](model, find_groups(model, x))
 
-    def step(after_backward: Callable[[], None]) -> float:
+    def step() -> float:
+        """Return what scoring takes beside the rest of the same step."""
         start = now(device)
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
-        after_backward()
+        backward = now(device)
+        scores.update()
+        scored = now(device)
         optimizer.step()
-        return now(device) - start
+        return (scored - backward) / (now(device) - start - (scored - backward))
 
-    step(scores.update)
-    step(scores.update)
-    pairs = [(step(scores.update), step(lambda: None)) for _ in range(repeats)]
-    ratio = statistics.median(a / b for a, b in pairs)
+    step()
+    ratio = 1 + statistics.median(step() for _ in range(repeats))
     with PeakMemory() as peak:
         scores.update()
     gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)

@@ -251,10 +251,11 @@ def test_never_prunes_upon_nan_alone() -> None:
     assert callback.history == []
 
 
-def test_training_step_that_returns_none_is_no_minibatch() -> None:
+@pytest.mark.parametrize("skipped", [0, 1], ids=["first", "second"])
+def test_training_step_that_returns_none_is_no_minibatch(skipped: int) -> None:
     class Skipping(Classifier):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return None if batch_idx == 1 else super().training_step(batch, batch_idx)
+            return None if batch_idx == skipped else super().training_step(batch, batch_idx)
 
     probe = ScoreProbe(every_n_steps=1000)
     fit(Skipping(), probe)

@@ -221,6 +221,20 @@ def test_compiled_networks(compile_: Any) -> None:
     assert [tuple(p.shape) for p in compiled.parameters()] == [tuple(p.shape) for p in plain.parameters()]
 
 
+def test_compiled_networks_are_compiled_anew_after_every_prune() -> None:
+    compilations = []
+
+    def backend(graph: Any, example_inputs: Any) -> Any:
+        compilations.append(graph)
+        return graph.forward
+
+    module = Classifier()
+    module.network = torch.compile(module.network, backend=backend)
+    pruning = callback(every_n_steps=1, filters_per_prune=1, max_prunes=14, validate_after_prune=False)
+    trainer(pruning, max_epochs=2).fit(module, loader())
+    assert len(compilations) >= len(pruning.history) == 14
+
+
 def test_the_old_import_name_works() -> None:
     old = pytest.importorskip("pytorch_lightning")
     namespace = {**vars(Classifier)}
