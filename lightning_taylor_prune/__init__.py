@@ -1,7 +1,7 @@
 """Structured Taylor pruning of any PyTorch network, as a Lightning callback."""
 
 from lightning_taylor_prune.callback import TaylorPruningCallback
-from lightning_taylor_prune.checkpoint import load_pruned, make_loadable
+from lightning_taylor_prune.checkpoint import fit_checkpoint_, load_pruned, make_loadable
 from lightning_taylor_prune.cost import Cost, measure_cost, measure_latency
 from lightning_taylor_prune.errors import (
     PlanError,
@@ -34,6 +34,7 @@ __all__ = [
     "TraceError",
     "VerificationError",
     "find_groups",
+    "fit_checkpoint_",
     "load_pruned",
     "make_loadable",
     "measure_cost",

@@ -104,6 +104,16 @@ def set_attributes_of(module: nn.Module, attributes: Mapping[str, Mapping[str, A
                 setattr(modules[name], attribute, tuple(value) if isinstance(value, list) else value)
 
 
+def fit_checkpoint_(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Give a module the shapes and sizes of a Lightning checkpoint that is about to be loaded into it, in place.
+
+    For ``LightningModule.load_from_checkpoint``, which no callback sees: call it from the module's own
+    ``on_load_checkpoint(self, checkpoint)``.
+    """
+    fit_shapes_(module, {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()})
+    set_attributes_of(module, checkpoint.get(KEY, {}).get("attributes", {}))
+
+
 def load_pruned(path: str | Path, model: nn.Module, map_location: Any = "cpu") -> nn.Module:
     """Load a pruned network's checkpoint into a freshly built, unpruned one.
 

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_taylor_prune import PlanError, TaylorPruningCallback, find_groups, load_pruned, prune_
-from lightning_taylor_prune.checkpoint import fit_shapes_, make_loadable
+from lightning_taylor_prune.checkpoint import fit_checkpoint_, fit_shapes_, make_loadable
 from tests.lightning_modules import Adversarial, Classifier, loader, small_network, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
@@ -112,6 +112,17 @@ def test_load_pruned_reads_a_lightning_checkpoint(checkpoint: Path) -> None:
 def test_load_pruned_reads_a_part_of_a_checkpoint(checkpoint: Path) -> None:
     backbone = load_pruned(checkpoint, small_network())
     assert equal({f"network.{k}": v for k, v in backbone.state_dict().items()}, state_of(checkpoint))
+
+
+class SelfLoading(Classifier):
+    """As a user writes it who calls `load_from_checkpoint`."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        fit_checkpoint_(self, checkpoint)
+
+
+def test_load_from_checkpoint(checkpoint: Path) -> None:
+    assert equal(SelfLoading.load_from_checkpoint(checkpoint).state_dict(), state_of(checkpoint))
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
