@@ -434,7 +434,7 @@ class TaylorPruningCallback(Callback):
         usable = _without(scores, self.groups, self._refused)
         own = choose(self.groups, usable, self.filters_per_prune, self.options)
         removed, reason = ranks.from_first([dict(own.plan.removed), own.reason])
-        return Choice(self.groups.plan(removed), reason)
+        return own if ranks.rank == 0 else Choice(self.groups.plan(removed), reason)
 
     def _refuse(self, plan: PruningPlan, divergence: Divergence) -> None:
         assert self.groups is not None

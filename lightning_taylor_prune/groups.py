@@ -142,11 +142,6 @@ class ChannelGroups:
         return np.concatenate([g.roots for g in self]) if self.num_units else np.empty(0, dtype=np.int64)
 
     @cached_property
-    def group_of_unit(self) -> Indices:
-        """Number of the group that each unit is in, shape ``[num_units]``."""
-        return np.repeat(np.arange(len(self)), [g.num_channels for g in self])
-
-    @cached_property
     def _unit_of_root(self) -> Indices:
         table = np.full(len(self.alive), -1)
         table[self.unit_roots] = np.arange(self.num_units)

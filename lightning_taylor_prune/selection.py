@@ -96,7 +96,9 @@ def choose(groups: ChannelGroups, scores: Tensor, wanted: int, options: Options)
     if not count and wanted > 0 and blocks:
         count = 1  # a block may be larger than a step; then it goes by itself
     floors = cost_floors(groups, options.stop_at or {})
-    fitting = _longest_prefix(count, lambda k: _respects(groups.after(_plan(groups, blocks[:k])), floors))
+    fitting = count
+    if floors:
+        fitting = _longest_prefix(count, lambda k: _respects(groups.after(_plan(groups, blocks[:k])), floors))
     reason: StopReason | None = None
     if fitting < count:
         reason = "target"
@@ -111,6 +113,8 @@ def cost_floors(groups: ChannelGroups, stop_at: Mapping[str, float]) -> dict[str
     Raises:
         PlanError: A cost is unknown.
     """
+    if not stop_at:
+        return {}
     original = ChannelGroups(groups.structure)
     floors = {}
     for name, value in stop_at.items():

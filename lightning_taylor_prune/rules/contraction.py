@@ -191,17 +191,11 @@ def conv(
     groups: int = 1,
 ) -> Labels:
     """Convolution, ``weight`` of shape ``[out, in / groups, *kernel]``."""
-    kernel = weight.shape[2:]
-    factor = math.prod(kernel) * math.prod(ctx.shape[len(ctx.shape) - len(kernel) :])
-    x, weight = _flat(ctx, x, len(x.shape) - len(kernel)), _flat(ctx, weight, 2)
+    x, weight, factor = _off_space(ctx, x, weight, slides_over=ctx.shape)
     lead = "n" if len(x.shape) > 1 else ""
     if groups == 1:
         return _to_space(ctx, contract(ctx, [x, weight], [lead + "i", "oi"], lead + "o", factor), bias)
-    out = weight.along(0)
-    ctx.lock(weight.along(1), "is counted per group")
-    _tie_groups(ctx, x.along(-1), out, groups)
-    ctx.writer(out)
-    ctx.count_macs(factor * math.prod(x.shape[:-1]) * weight.shape[1], [(weight.shape[0], _line(out, 0))])
+    out = _whole_groups(ctx, x, weight, groups, factor)
     fields = [] if out is None else [on_axis(out.ravel(), len(x.shape) - 1, len(x.shape))]
     return _to_space(ctx, Labels((*x.shape[:-1], weight.shape[0]), (*_beside_channels(x), *fields)), bias)
 
@@ -219,17 +213,11 @@ def conv_transpose(
     dilation: Any = 1,
 ) -> Labels:
     """Transposed convolution, ``weight`` of shape ``[in, out / groups, *kernel]``."""
-    kernel = weight.shape[2:]
-    factor = math.prod(kernel) * math.prod(x.shape[len(x.shape) - len(kernel) :])
-    x, weight = _flat(ctx, x, len(x.shape) - len(kernel)), _flat(ctx, weight, 2)
+    x, weight, factor = _off_space(ctx, x, weight, slides_over=x.shape)
     lead = "n" if len(x.shape) > 1 else ""
     if groups == 1:
         return _to_space(ctx, contract(ctx, [x, weight], [lead + "i", "io"], lead + "o", factor), bias)
-    ctx.lock(weight.along(1), "is counted per group")
-    rows = weight.along(0)
-    _tie_groups(ctx, x.along(-1), rows, groups)
-    ctx.writer(rows)
-    ctx.count_macs(factor * math.prod(x.shape[:-1]) * weight.shape[1], [(weight.shape[0], _line(rows, 0))])
+    rows = _whole_groups(ctx, x, weight, groups, factor)
     if rows is None:
         return _to_space(ctx, Labels(ctx.shape[: len(x.shape)], _beside_channels(x)), bias)
     heads = rows.reshape(groups, -1)[:, :1]
@@ -237,6 +225,23 @@ def conv_transpose(
     rank = len(x.shape)
     fields = (*_beside_channels(x), on_axis(out, rank - 1, rank))
     return _to_space(ctx, Labels((*x.shape[:-1], len(out)), fields), bias)
+
+
+def _off_space(ctx: RuleContext, x: Labels, weight: Labels, slides_over: tuple[int, ...]) -> tuple[Labels, Labels, int]:
+    """Drop the spatial axes of input and weight; returns how often a pair of channels is multiplied there, too."""
+    kernel = weight.shape[2:]
+    factor = math.prod(kernel) * math.prod(slides_over[len(slides_over) - len(kernel) :])
+    return _flat(ctx, x, len(x.shape) - len(kernel)), _flat(ctx, weight, 2), factor
+
+
+def _whole_groups(ctx: RuleContext, x: Labels, weight: Labels, groups: int, factor: int) -> Field | None:
+    """Tie what the groups of a convolution read to the first axis of its weight, which is returned."""
+    filters = weight.along(0)
+    ctx.lock(weight.along(1), "is counted per group")
+    _tie_groups(ctx, x.along(-1), filters, groups)
+    ctx.writer(filters)
+    ctx.count_macs(factor * math.prod(x.shape[:-1]) * weight.shape[1], [(weight.shape[0], _line(filters, 0))])
+    return filters
 
 
 def _flat(ctx: RuleContext, value: Labels, keep: int) -> Labels:

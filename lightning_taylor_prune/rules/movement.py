@@ -390,13 +390,8 @@ def pad(ctx: RuleContext, x: Labels, pad_: Sequence[int], mode: str = "constant"
 @register_rule("aten.pixel_shuffle")
 def pixel_shuffle(ctx: RuleContext, x: Labels, factor: int) -> Labels:
     """Blocks of ``factor**2`` channels become space: each block leaves whole."""
-    axis = len(x.shape) - 3
-    for f in x.fields:
-        for spatial in (axis + 1, axis + 2):
-            if f.shape[spatial] > 1:
-                ctx.lock(f, "has tracked spatial axes in a pixel shuffle")
-    fields = [_keep_block_heads(ctx, f, axis, factor * factor) for f in x.fields if max(f.shape[axis + 1 :]) == 1]
-    return moved(x, ctx.shape, fields)
+    axis, plain = _without_space(ctx, x, "pixel shuffle")
+    return moved(x, ctx.shape, [_keep_block_heads(ctx, f, axis, factor * factor) for f in plain])
 
 
 def _keep_block_heads(ctx: RuleContext, labels: Field, axis: int, block: int) -> Field:
@@ -409,17 +404,17 @@ def _keep_block_heads(ctx: RuleContext, labels: Field, axis: int, block: int) ->
 @register_rule("aten.pixel_unshuffle")
 def pixel_unshuffle(ctx: RuleContext, x: Labels, factor: int) -> Labels:
     """Space becomes channels: every channel stands ``factor**2`` times in a row."""
+    axis, plain = _without_space(ctx, x, "pixel unshuffle")
+    return moved(x, ctx.shape, [np.repeat(f, factor * factor, axis) if f.shape[axis] > 1 else f for f in plain])
+
+
+def _without_space(ctx: RuleContext, x: Labels, name: str) -> tuple[int, list[Field]]:
+    """Return the channel axis of an image and the fields that do not vary in space; the others lock."""
     axis = len(x.shape) - 3
     for f in x.fields:
-        for spatial in (axis + 1, axis + 2):
-            if f.shape[spatial] > 1:
-                ctx.lock(f, "has tracked spatial axes in a pixel unshuffle")
-    fields = [
-        np.repeat(f, factor * factor, axis) if f.shape[axis] > 1 else f
-        for f in x.fields
-        if max(f.shape[axis + 1 :]) == 1
-    ]
-    return moved(x, ctx.shape, fields)
+        if max(f.shape[axis + 1 :]) > 1:
+            ctx.lock(f, f"has tracked spatial axes in a {name}")
+    return axis, [f for f in x.fields if max(f.shape[axis + 1 :]) == 1]
 
 
 @register_rule("aten.channel_shuffle", "aten.native_channel_shuffle")
