@@ -10,7 +10,7 @@ WORKERS ?= 2
 demo: .venv/installed-recipes  ## train, prune, retrain and compare a small network on real images
 	$(BIN)/python recipes/prune.py
 
-test: .venv/installed-dev  ## the test suite, without the sweeps over large networks
+test: .venv/installed-browser  ## the test suite, without the sweeps over large networks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "$(TESTS)"
 
 test-slow: .venv/installed-dev  ## the sweeps over large networks
@@ -34,6 +34,11 @@ lint: .venv/installed-dev  ## style, formatting and types
 	@echo "Installing PyTorch, Lightning and the development tools; this takes some minutes the first time ..."
 	$(PIP) --editable '.[dev]'
 	@touch $@ .venv/installed-recipes
+
+.venv/installed-browser: .venv/installed-dev
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		command -v $$name > /dev/null && exit; done; $(BIN)/python -m playwright install chromium
+	@touch $@
 
 clean:
 	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

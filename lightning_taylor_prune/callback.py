@@ -29,7 +29,7 @@ from lightning_taylor_prune.importance import CRITERIA, Criterion, normalize_sco
 from lightning_taylor_prune.optimizers import OptimizerStateMode
 from lightning_taylor_prune.plan import PruningPlan
 from lightning_taylor_prune.report import filters_table
-from lightning_taylor_prune.selection import Choice, Options, choose, excluded_groups, highest_removed
+from lightning_taylor_prune.selection import Choice, Options, choose, excluded_groups, highest_removed, score_summary
 from lightning_taylor_prune.strategies import Ranks, Rewrap, check_strategy
 from lightning_taylor_prune.surgery import cut_tensors_
 from lightning_taylor_prune.trace import Call
@@ -41,6 +41,7 @@ from lightning_taylor_prune.trainers import (
     forget_compiled,
     gradient_scale,
     logging_off,
+    validation_metrics,
     window_correction,
 )
 from lightning_taylor_prune.verify import Divergence
@@ -77,12 +78,15 @@ class TaylorPruningCallback(Callback):
             ``"l2"``, ``"max"``; by default what suits the criterion.
         macs_weight: Preference for units that cost many MACs; see
             :func:`~lightning_taylor_prune.importance.normalize_scores`.
+        rewrite_hard_coded: Prune sizes that stand as numbers in a module's code too, see
+            :func:`~lightning_taylor_prune.groups.find_groups`.
         rank_timeout: Under DDP, seconds to wait at a prune for other ranks before giving up with an error.
 
     Attributes:
         history: One dict per prune: ``step``, ``count``, ``removed``, ``params``, ``macs`` (per example), ``filters``,
-            ``prunable_filters``, ``score_threshold``, ``skipped_minibatches``, and ``metrics`` of the validation
-            that followed.
+            ``prunable_filters``, ``score_threshold``, ``skipped_minibatches``, ``scores`` (a few numbers for each
+            group: :func:`~lightning_taylor_prune.selection.score_summary`), and ``metrics`` of the validation that
+            followed.
         groups: The groups of the network as it is now; ``None`` before the first batch.
         filters_before: Filters of every layer before the first prune.
         filters_after: Filters of every layer now.
@@ -113,6 +117,7 @@ class TaylorPruningCallback(Callback):
         stop_at: Mapping[str, float | int] | None = None,
         normalize: str | None = None,
         macs_weight: float = 0.0,
+        rewrite_hard_coded: bool = False,
         rank_timeout: float = 600.0,
     ) -> None:
         super().__init__()
@@ -134,6 +139,7 @@ class TaylorPruningCallback(Callback):
         self.validate_after_prune = validate_after_prune
         self.normalize = normalize or CRITERIA[criterion].normalize_default
         self.macs_weight = macs_weight
+        self.rewrite_hard_coded = rewrite_hard_coded
         self.rank_timeout = rank_timeout
         self.options = Options(min_channels, max_pruning_ratio, round_to, tuple(exclude), dict(stop_at or {}))
 
@@ -262,7 +268,7 @@ class TaylorPruningCallback(Callback):
         """Note what the network is worth after the last prune."""
         if trainer.sanity_checking or not self.history or self.history[-1]["metrics"]:
             return
-        metrics = {name: float(value) for name, value in trainer._logger_connector.metrics["callback"].items()}
+        metrics = validation_metrics(trainer)
         self.history[-1]["metrics"] = metrics
         row = {f"prune/{name}": value for name, value in metrics.items()}
         self._log_rows(trainer, {**row, "prune/count": self.history[-1]["count"]})
@@ -331,17 +337,21 @@ class TaylorPruningCallback(Callback):
     def _find_groups(self, pl_module: LightningModule, calls: Sequence[Call], kept: Any) -> ChannelGroups:
         """Analyse the network; of a pruned one what it was before, so that its groups and units are always the same."""
         if kept is None:
+            groups = groups_of_calls(pl_module, calls, rewrite_hard_coded=self.rewrite_hard_coded)
+            attributes = attributes_of(pl_module)
+            for rule in groups.structure.size_rules:
+                attributes.setdefault(rule.module, {})[rule.path] = rule.original
             self._original = {
                 "shapes": shapes_of(pl_module),
-                "attributes": attributes_of(pl_module),
+                "attributes": attributes,
                 "calls": encode_calls(calls, pl_module.device),
             }
-            return groups_of_calls(pl_module, calls)
+            return groups
         now = attributes_of(pl_module)
         shapes = {name: tuple(shape) for name, shape in self._original["shapes"].items()}
         try:
             set_attributes_of(pl_module, self._original["attributes"])
-            groups = groups_of_calls(pl_module, calls, shapes)
+            groups = groups_of_calls(pl_module, calls, shapes, self.rewrite_hard_coded)
         finally:
             set_attributes_of(pl_module, now)
         return groups.restricted(kept)
@@ -387,7 +397,8 @@ class TaylorPruningCallback(Callback):
         if choice.plan:
             self._new_scores(pl_module)
             threshold = highest_removed(choice.plan, before, scores)
-            self._record(trainer, pl_module, len(choice.plan), threshold, skipped)
+            summary = score_summary(choice.plan, before, scores)
+            self._record(trainer, pl_module, len(choice.plan), threshold, skipped, summary)
             if self.validate_after_prune:
                 self._validation.make(trainer)
         if choice.reason == "target":
@@ -491,7 +502,13 @@ class TaylorPruningCallback(Callback):
     # --- logging ------------------------------------------------------------------------------------------------
 
     def _record(
-        self, trainer: Trainer, pl_module: LightningModule, removed: int, threshold: float, skipped: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        removed: int,
+        threshold: float,
+        skipped: int,
+        scores: Mapping[str, Mapping[str, Any]],
     ) -> None:
         """Add a row to the history and send it to the loggers."""
         assert self.groups is not None
@@ -506,7 +523,7 @@ class TaylorPruningCallback(Callback):
             "skipped_minibatches": skipped,
         }
         count = len(self.history) + 1
-        self.history.append({"step": trainer.global_step, "count": count, **row, "metrics": {}})
+        self.history.append({"step": trainer.global_step, "count": count, **row, "scores": scores, "metrics": {}})
         logged = {f"prune/{name}": float(value) for name, value in row.items()}
         logged["prune/count"] = float(count)
         for name, value in logged.items():
@@ -514,7 +531,7 @@ class TaylorPruningCallback(Callback):
                 pl_module.log(name, value, on_step=True, on_epoch=False, logger=False)
         bar = f"prune_of_{self.max_prunes}" if self.max_prunes is not None else "prune"
         pl_module.log(bar, float(count), on_step=True, on_epoch=False, prog_bar=True, logger=False)
-        layers = {f"prune/filters/{name}": float(n) for name, n in self.filters_after.items()}
+        layers = {f"prune/filters_per_layer/{name}": float(n) for name, n in self.filters_after.items()}
         self._log_rows(trainer, {**logged, **layers})
 
     def _log_rows(self, trainer: Trainer, row: Mapping[str, float]) -> None:

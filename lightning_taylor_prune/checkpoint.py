@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from lightning_taylor_prune.errors import PlanError
-from lightning_taylor_prune.modules import attributes_for_shapes, known_attributes, set_attributes
+from lightning_taylor_prune.modules import (
+    attributes_for_shapes,
+    has_size,
+    known_attributes,
+    mark_sizes,
+    marked_sizes,
+    set_attributes,
+    size_updates,
+)
+from lightning_taylor_prune.rewrite import HELD, is_rewritten, rewrite_
 from lightning_taylor_prune.verify import memory_format_of
 
 KEY = "lightning_taylor_prune"
@@ -91,17 +100,26 @@ def shapes_of(module: nn.Module) -> dict[str, list[int]]:
 
 
 def attributes_of(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return the attributes of known modules that depend on shapes, by module name, as plain data."""
-    return {name: known for name, child in module.named_modules() if (known := known_attributes(child))}
+    """Return the attributes that depend on shapes, by module name and path, as plain data."""
+    found = {name: {**known_attributes(child), **marked_sizes(child)} for name, child in module.named_modules()}
+    return {name: attributes for name, attributes in found.items() if attributes}
 
 
 def set_attributes_of(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
     """Set attributes that :func:`attributes_of` returned, where the module still has them."""
     modules = dict(module.named_modules())
     for name, values in attributes.items():
-        for attribute, value in values.items():
-            if name in modules and hasattr(modules[name], attribute):
-                setattr(modules[name], attribute, tuple(value) if isinstance(value, list) else value)
+        if name not in modules:
+            continue
+        known = known_attributes(modules[name])
+        for attribute in known.keys() & values.keys():
+            value = values[attribute]
+            setattr(modules[name], attribute, tuple(value) if isinstance(value, list) else value)
+        if any(path.startswith(f"{HELD}.") for path in values) and not is_rewritten(modules[name]):
+            rewrite_(modules[name])
+        sizes = {p: v for p, v in values.items() if p not in known and has_size(modules[name], p)}
+        set_attributes(size_updates(modules[name], sizes))
+        mark_sizes(modules[name], sizes)
 
 
 def fit_checkpoint_(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
@@ -144,7 +162,7 @@ def load_pruned(path: str | Path, model: nn.Module, map_location: Any = "cpu") -
     saved = loaded.get(KEY, {}) if isinstance(loaded, Mapping) else {}
     attributes = saved.get("attributes", {})
     inside = {name: value for name, value in attributes.items() if f"{name}.".startswith(prefix)}
-    set_attributes_of(model, {name.removeprefix(prefix): value for name, value in inside.items()})
+    set_attributes_of(model, {f"{name}.".removeprefix(prefix)[:-1]: value for name, value in inside.items()})
     return model
 
 

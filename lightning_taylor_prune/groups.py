@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 from torch import nn
 
 from lightning_taylor_prune.errors import PlanError, PruningWarning, TraceError
-from lightning_taylor_prune.interpret import Axis, Site, interpret
+from lightning_taylor_prune.evidence import Trial, find_rewriting, find_size_rules, find_ties, leaves_a_choice
+from lightning_taylor_prune.interpret import Axis, Site, Tie, interpret
 from lightning_taylor_prune.plan import Cut, Indices, PruningPlan
-from lightning_taylor_prune.structure import Alive, Family, Structure, layer_name, locked_channels
+from lightning_taylor_prune.rules.base import alternatives_of, find_rule
+from lightning_taylor_prune.rules.movement import reshape
+from lightning_taylor_prune.structure import Alive, Family, SizeRule, Structure, layer_name, locked_channels
 from lightning_taylor_prune.trace import Call, Trace, trace, training_flags
 from lightning_taylor_prune.verify import Divergence, verify
 
@@ -303,6 +307,8 @@ def find_groups(
     model: nn.Module,
     example_inputs: Any,
     example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    rewrite_hard_coded: bool = False,
 ) -> ChannelGroups:
     """Find which channels of a network can leave, and which must leave together.
 
@@ -313,6 +319,10 @@ def find_groups(
         model: Any network.
         example_inputs: A tensor, or a tuple of positional arguments (tensors nested as the network takes them).
         example_kwargs: Keyword arguments.
+        rewrite_hard_coded: Where a module's own code holds sizes as numbers (``view(-1, 64)``, ``x[:, :8]``), let
+            :func:`~lightning_taylor_prune.surgery.prune_` give that module a generated `forward` in which they
+            follow what leaves; by default such channels are locked. Class, parameters, hooks and the keys of the
+            state dict stay as they are.
 
     Returns:
         The groups, and in ``groups.locked`` what cannot be pruned, with the reason.
@@ -327,11 +337,15 @@ def find_groups(
         [('0', 8)]
     """
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    return groups_of_calls(model, [Call("", args, dict(example_kwargs or {}))])
+    calls = [Call("", args, dict(example_kwargs or {}))]
+    return groups_of_calls(model, calls, rewrite_hard_coded=rewrite_hard_coded)
 
 
 def groups_of_calls(
-    model: nn.Module, calls: Sequence[Call], shapes: Mapping[str, tuple[int, ...]] | None = None
+    model: nn.Module,
+    calls: Sequence[Call],
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    rewrite_hard_coded: bool = False,
 ) -> ChannelGroups:
     """Find groups over several ways in which a network is called; what any of them ties together is tied.
 
@@ -339,17 +353,81 @@ def groups_of_calls(
         model: The network.
         calls: How it is called.
         shapes: Shapes of its parameters and buffers, where the groups are to be those of the network as it was.
+        rewrite_hard_coded: As in :func:`find_groups`.
     """
     traces = [t for call in calls for t in _trace_both_modes(model, call, shapes)]
-    blamed: dict[Site, tuple[int, str]] = {}
-    rounds = 0
-    while True:
-        groups = ChannelGroups(Structure(interpret(traces, blamed)))
-        divergence = _probe(model, groups)
-        if divergence is None:
-            return groups
-        rounds += 1
-        _blame(groups.structure, divergence, blamed, widely=rounds > _PATIENCE)
+    analysis = _Analysis(model, traces, rewrite_hard_coded)
+    groups, stuck = analysis.settle()
+    while stuck is not None:
+        groups, stuck = analysis.tie(stuck) or analysis.blame(stuck)
+    return groups
+
+
+@dataclass(frozen=True)
+class _Stuck:
+    """A trial cut that the network's code contradicts."""
+
+    groups: ChannelGroups
+    plan: PruningPlan
+    divergence: Divergence
+
+
+class _Analysis:
+    """Interprets traces until the network's code agrees with what is predicted."""
+
+    def __init__(self, model: nn.Module, traces: Sequence[Trace], rewrite_hard_coded: bool) -> None:
+        self._model, self._traces, self._rewrite = model, traces, rewrite_hard_coded
+        self._blamed: dict[Site, tuple[int, str]] = {}
+        self._ties: tuple[Tie, ...] = ()
+        self._learnt: tuple[tuple[SizeRule, ...], tuple[str, ...]] = (), ()
+        self._rounds = 0
+
+    def settle(self, ties: Sequence[Tie] = ()) -> tuple[ChannelGroups, _Stuck | None]:
+        """Interpret with more ties and try the outcome; what was learnt of attributes so far is kept."""
+        structure = Structure(interpret(self._traces, self._blamed, (*self._ties, *ties)))
+        rules, structure.rewritten = self._learnt
+        structure.size_rules = tuple(rule for rule in rules if structure.has(rule.follows))
+        groups = ChannelGroups(structure)
+        return groups, _probe(self._model, groups, self._rewrite)
+
+    def tie(self, stuck: _Stuck) -> tuple[ChannelGroups, _Stuck | None] | None:
+        """Tie axes of which the code takes one's size for the other's, if that gets it further and leaves a choice."""
+        self._learn(stuck)
+        if self._has_other_interpretation(stuck.divergence.site):
+            return None
+        for ties in islice(find_ties(_trial(self._model, stuck.groups, stuck.plan), stuck.divergence), _TIES_TRIED):
+            groups, now = self.settle(ties)
+            further = now is None or now.divergence.site > stuck.divergence.site
+            if further and leaves_a_choice(groups.structure, ties[0]):
+                self._ties += tuple(ties)
+                return groups, now
+        return None
+
+    def _learn(self, stuck: _Stuck) -> None:
+        structure = stuck.groups.structure
+        self._learnt = structure.size_rules, structure.rewritten
+
+    def _has_other_interpretation(self, site: Site) -> bool:
+        target = self._traces[site[0]].ops[site[1]].target
+        return find_rule(target) is not reshape and self._blamed.get(site, (0, ""))[0] < alternatives_of(target)
+
+    def blame(self, stuck: _Stuck) -> tuple[ChannelGroups, _Stuck | None]:
+        """Have the operator interpreted anew, or lock what it touches."""
+        self._rounds += 1
+        widely = self._rounds > _PATIENCE
+        divergence = stuck.divergence
+        if not self._rewrite and find_rewriting(_trial(self._model, stuck.groups, stuck.plan), divergence)[1]:
+            hint = "; `rewrite_hard_coded=True` would free them"
+            divergence = replace(divergence, message=divergence.message + hint)
+        _blame(stuck.groups.structure, divergence, self._blamed, widely)
+        return self.settle()
+
+
+_TIES_TRIED = 8
+
+
+def _trial(model: nn.Module, groups: ChannelGroups, plan: PruningPlan) -> Trial:
+    return Trial(model, groups.structure, groups.alive_after(plan), plan.cuts)
 
 
 _PATIENCE = 6
@@ -373,23 +451,61 @@ def _trace_both_modes(model: nn.Module, call: Call, shapes: Mapping[str, tuple[i
     return [first] if first.signature() == second.signature() else [first, second]
 
 
-def _probe(model: nn.Module, groups: ChannelGroups) -> Divergence | None:
-    """Try cuts of several patterns; return the first contradiction of the network's code."""
-    for pattern in (_a_third, _leading_odd_third):
-        removed = {g.name: pattern(number, g.num_channels) for number, g in enumerate(groups) if g.num_channels > 1}
-        plan = groups.plan(removed)
-        if plan and (divergence := groups.verify(model, plan)) is not None:
-            return divergence
+def _probe(model: nn.Module, groups: ChannelGroups, rewrite: bool) -> _Stuck | None:
+    """Try cuts of several patterns; return the first contradiction of the network's code.
+
+    Where it goes away by letting integers that modules hold follow the channels, they do from then on.
+    """
+    structure = groups.structure
+    learnt = True
+    while learnt:  # what one pattern teaches must hold for the others too
+        learnt = False
+        for removed in _patterns(groups):
+            plan = groups.plan(removed)
+            while plan and (divergence := groups.verify(model, plan)) is not None:
+                trial = _trial(model, groups, plan)
+                rules = find_size_rules(trial, divergence)
+                if not rules and rewrite:
+                    names, rules = find_rewriting(trial, divergence)
+                    structure.rewritten = (*structure.rewritten, *(n for n in names if n not in structure.rewritten))
+                if not rules:
+                    return _Stuck(groups, plan, divergence)
+                structure.size_rules += rules
+                learnt = True
     return None
 
 
-def _a_third(number: int, size: int) -> Sequence[int]:
-    """Choose about a third of the positions, the last among them, so that no arithmetic in the code fits by chance."""
-    others = np.random.default_rng(number).permutation(size - 1)[: max(1, size // 3) - 1]
-    return [*others.tolist(), size - 1]
+def _patterns(groups: ChannelGroups) -> Iterator[dict[str, Sequence[int]]]:
+    """Yield trial cuts that tell groups of one size apart: code that takes one's size for another's must not fit."""
+    places: dict[str, int] = {}
+    peers: dict[int, int] = {}
+    for group in groups:
+        places[group.name] = peers.get(group.num_channels, 0)
+        peers[group.num_channels] = places[group.name] + 1
+    several = any(count > _choices(size) for size, count in peers.items())
+    for digit in (0, 1) if several else (0,):
+        yield {g.name: _about_a_third(places[g.name], g.num_channels, digit) for g in groups if g.num_channels > 1}
+    yield {g.name: _leading_odd_third(g.num_channels) for g in groups if g.num_channels > 1}
 
 
-def _leading_odd_third(number: int, size: int) -> Sequence[int]:
+def _choices(size: int) -> int:
+    """Return how many different numbers of channels are removed from groups of one size."""
+    return size if size < 12 else size // 6 + 1
+
+
+def _about_a_third(place: int, size: int, digit: int) -> Sequence[int]:
+    """Choose positions, the last among them, so that no arithmetic in the code fits by chance.
+
+    The number is another for every group of the size: two digits of its place among them are shown, one a time.
+    """
+    choices = _choices(size)
+    shown = place // choices**digit % choices
+    count = (1 + shown) % size if size < 12 else size // 3 - shown
+    others = np.random.default_rng(place).permutation(size - 1)[: max(count - 1, 0)]
+    return [*others.tolist(), size - 1] if count else []
+
+
+def _leading_odd_third(size: int) -> Sequence[int]:
     """Choose an odd number of positions, all at the beginning: halves and quarters counted in the code do not fit."""
     return range(min(size // 3 | 1, size - 1))
 

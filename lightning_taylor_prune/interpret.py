@@ -6,14 +6,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import getitem
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.fx import Node
 
 from lightning_taylor_prune.errors import PruningWarning
-from lightning_taylor_prune.labels import Field, Labels, LabelSpace, on_axis
+from lightning_taylor_prune.labels import Field, Labels, LabelSpace, axes_of, on_axis
 from lightning_taylor_prune.rules.base import (
     Expectation,
     Notes,
@@ -38,6 +38,25 @@ class Axis:
     dim: int
     size: int
     start: int
+
+
+class AxisRef(NamedTuple):
+    """One axis of a result: trace, position of the operator, which of its results, axis."""
+
+    trace: int
+    op: int
+    number: int
+    axis: int
+
+
+class Tie(NamedTuple):
+    """Two axes whose positions leave together, as the network's code takes the size of one for the other.
+
+    The first is as long as the second, or a multiple of it: then each of its blocks is tied.
+    """
+
+    axis: AxisRef
+    follows: AxisRef
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,16 +90,21 @@ class Interpretation:
     macs: Sequence[Mapping[int, Sequence[tuple[int, Sequence[Field]]]]]
 
 
-def interpret(traces: Sequence[Trace], blamed: Mapping[Site, tuple[int, str]]) -> Interpretation:
+def interpret(
+    traces: Sequence[Trace], blamed: Mapping[Site, tuple[int, str]], ties: Sequence[Tie] = ()
+) -> Interpretation:
     """Run traces on labels.
 
     Args:
         traces: Traces of one network; they share its parameters.
         blamed: Operators whose first interpretation the network's code contradicted: how often, and the message.
+        ties: Axes to tie beyond what the operators do.
     """
     space = LabelSpace()
     axes, parameters = _label_parameters(space, traces[0])
     runs = [_Run(space, trace, number, parameters, blamed) for number, trace in enumerate(traces)]
+    for tie in ties:
+        _apply_tie(space, runs, tie)
     _lock_unused(space, traces, parameters)
     _settle_rectangles(space, runs, blamed)
     starts = np.array([axis.start for axis in axes] + [np.inf])
@@ -153,6 +177,7 @@ class _Run:
         self.results: list[list[Labels]] = []
         self.touched: list[list[Labels]] = []
         self._space, self._number, self._blamed = space, number, blamed
+        self._outputs = set(trace.outputs)
         self._values: dict[Node, Any] = {}
         self._sharing: dict[Any, list[Node]] = {}
         for node in trace.graph.nodes:
@@ -179,7 +204,8 @@ class _Run:
         index = len(self.results)
         times, message = self._blamed.get((self._number, index), (0, ""))
         last = alternatives_of(node.target)
-        ctx = RuleContext(self._space, self.notes, node, index, min(times, last))
+        unused = not node.users and not _written(node) and node not in self._outputs
+        ctx = RuleContext(self._space, self.notes, node, index, min(times, last), unused)
         args, kwargs = _map_nodes(node.args, self._values), _map_nodes(node.kwargs, self._values)
         value = self._apply(ctx, args, kwargs)
         self.results.append(find_labels(value))
@@ -219,6 +245,21 @@ class _Run:
         return results if isinstance(ctx.node.meta["val"], (tuple, list)) else results[0]
 
 
+def _apply_tie(space: LabelSpace, runs: Sequence[_Run], tie: Tie) -> None:
+    """Unite two axes position by position; where only one is tracked the other keeps its size, so lock."""
+    first, second = (runs[ref.trace].results[ref.op][ref.number].along(ref.axis) for ref in tie)
+    if first is None or second is None:
+        for labels in (first, second):
+            if labels is not None:
+                space.lock(labels, "takes its size from an axis whose size is fixed")
+        return
+    longer, line = np.moveaxis(first, tie.axis.axis, -1), np.moveaxis(second, tie.follows.axis, -1)
+    for axis in range(line.ndim - 1):
+        line = space.unite_along(line, axis)
+    line = line.ravel()
+    space.unite(longer.reshape(*longer.shape[:-1], -1, len(line)), line)
+
+
 def _storage_of(node: Node) -> Any:
     tensor = node.meta["val"]
     return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else node
@@ -251,6 +292,7 @@ def _settle_rectangles(space: LabelSpace, runs: Sequence[_Run], blamed: Mapping[
         for number, run in enumerate(runs)
         for index, labels, pinned in run.notes.rectangles
     ]
+    deferred = [entry for run in runs for entry in run.notes.deferred]
     changed = True
     while changed:
         changed = False
@@ -265,3 +307,17 @@ def _settle_rectangles(space: LabelSpace, runs: Sequence[_Run], blamed: Mapping[
             for axis in set(varying) - {chosen}:
                 labels = space.unite_along(labels, axis)
                 changed = True
+        for labels, narrow, place in deferred:
+            changed |= _settle_deferred(space, labels, narrow, place)
+
+
+def _settle_deferred(space: LabelSpace, labels: Field, narrow: Field, place: str) -> bool:
+    """Tie a constant to the channels it meets if these leave along its axes; returns whether anything was united."""
+    if set(space.varies(labels)) & set(axes_of(narrow)):
+        if (space.find(labels) == space.find(narrow)).all():
+            return False
+        space.unite(labels, narrow)
+        return True
+    if space.varies(narrow):
+        space.lock(narrow, f"meets channels of which whole rows leave, across it ({place})")
+    return False

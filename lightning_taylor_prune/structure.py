@@ -9,12 +9,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
-from lightning_taylor_prune.interpret import Interpretation
+from lightning_taylor_prune.interpret import AxisRef, Interpretation
 from lightning_taylor_prune.labels import Field, Labels, axes_of, first_along
+from lightning_taylor_prune.modules import AttributeUpdate, size_updates
+from lightning_taylor_prune.rules.base import Expectation
 
 Alive = npt.NDArray[np.bool_]
 Shape = tuple[int, ...]
@@ -52,6 +56,51 @@ class ShapeRule:
         return tuple(sizes)
 
 
+class ExpectedArgument(NamedTuple):
+    """An integer argument of an operator, and the rule of its value."""
+
+    expectation: Expectation
+    rule: ShapeRule
+
+    def value(self, counts: Sequence[int]) -> int:
+        """Return what the argument must be."""
+        return self.rule.apply(counts)[self.expectation.axis] + self.expectation.offset
+
+
+class ArgumentRef(NamedTuple):
+    """One integer argument that must follow the channels: trace, position of the operator, which expectation."""
+
+    trace: int
+    op: int
+    number: int
+
+
+SizeRef = AxisRef | ArgumentRef
+"""A size in the network."""
+
+
+class SizeRule(NamedTuple):
+    """An integer that a module holds, and the size in the network that it is proportional to.
+
+    Attributes:
+        module: Qualified name of the module.
+        path: Where the module holds it, see :func:`~lightning_taylor_prune.modules.find_sizes`.
+        original: Its value before anything left.
+        follows: The size.
+    """
+
+    module: str
+    path: str
+    original: int
+    follows: SizeRef
+
+
+def proportional(value: int, size: int, original: int) -> int | None:
+    """Return ``value * size / original`` where that is a whole number."""
+    quotient, rest = divmod(value * size, original)
+    return None if rest else quotient
+
+
 class _Counter:
     """Collects label arrays to be counted together; the same array object is counted once."""
 
@@ -71,6 +120,10 @@ class _Counter:
         found = self._lookup(labels, lambda: (0, self._roots[labels]))
         assert found is not None
         return found[1]
+
+    def shape_rule_of(self, labels: Field) -> ShapeRule:
+        """Register the axis along which a single field varies."""
+        return self.shape_rule(Labels(labels.shape, (labels,)))
 
     def shape_rule(self, value: Labels) -> ShapeRule:
         """Register the axes along which a value's fields still vary."""
@@ -109,7 +162,9 @@ class Structure:
         families: The groups.
         tensors: Shape rule of every parameter and buffer.
         results: Per trace and operator, shape rules of its results.
-        expectations: Per trace and operator, the numbers of the counts its integer arguments must equal.
+        expectations: Per trace and operator, what its integer arguments must equal.
+        size_rules: Integers held by modules that follow what leaves, found by evidence.
+        rewritten: Names of the modules that get a generated `forward`, so that integers in their code can follow.
     """
 
     def __init__(self, interpretation: Interpretation) -> None:
@@ -118,13 +173,18 @@ class Structure:
         self.tensors = self._tensor_rules(counter)
         self.results = [[[counter.shape_rule(v) for v in values] for values in run] for run in interpretation.results]
         self.expectations = [
-            {index: [(e, counter.number_of(e.labels)) for e in found] for index, found in run.items()}
+            {
+                index: [ExpectedArgument(e, counter.shape_rule_of(e.labels)) for e in found]
+                for index, found in run.items()
+            }
             for run in interpretation.expectations
         ]
         self._macs = [
             self._cost(counter, factor, fields) for costs in interpretation.macs[0].values() for factor, fields in costs
         ]
         self._flat, self._starts = counter.finish()
+        self.size_rules: tuple[SizeRule, ...] = ()
+        self.rewritten: tuple[str, ...] = ()
         self.families = _find_families(self)
 
     @cached_property
@@ -161,6 +221,31 @@ class Structure:
         """Return the shape of every parameter and buffer, tied ones under their first name."""
         counts = self.counts(alive)
         return {name: rule.apply(counts) for name, rule in self.tensors.items()}
+
+    def has(self, ref: SizeRef) -> bool:
+        """Whether a size is there: what is expected of an argument depends on how its operator is interpreted."""
+        return isinstance(ref, AxisRef) or ref.number < len(self.expectations[ref.trace].get(ref.op, ()))
+
+    def size(self, ref: SizeRef, counts: Sequence[int] | None) -> int:
+        """Return a size at these counts; ``None``: before anything left."""
+        if isinstance(ref, ArgumentRef):
+            expected = self.expectations[ref.trace][ref.op][ref.number]
+            return expected.value(counts if counts is not None else self.full_counts)
+        rule = self.results[ref.trace][ref.op][ref.number]
+        return (rule.shape if counts is None else rule.apply(counts))[ref.axis]
+
+    @cached_property
+    def full_counts(self) -> list[int]:
+        """Every registered count before anything left."""
+        return self.counts(self.everything())
+
+    def size_updates(self, root: nn.Module, counts: Sequence[int]) -> list[AttributeUpdate]:
+        """Return the integers that modules hold, by evidence, at their values for these counts."""
+        wanted: dict[str, dict[str, int]] = {}
+        for rule in self.size_rules:
+            value = proportional(rule.original, self.size(rule.follows, counts), self.size(rule.follows, None))
+            wanted.setdefault(rule.module, {})[rule.path] = rule.original if value is None else value
+        return [u for name, sizes in wanted.items() for u in size_updates(root.get_submodule(name), sizes)]
 
     def macs(self, alive: Alive) -> int:
         """Return the MACs of the first traced call."""

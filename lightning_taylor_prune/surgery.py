@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from lightning_taylor_prune.errors import PlanError, VerificationError
 from lightning_taylor_prune.groups import ChannelGroups
-from lightning_taylor_prune.modules import AttributeUpdate, attribute_updates
+from lightning_taylor_prune.modules import AttributeUpdate, attribute_updates, mark_sizes
 from lightning_taylor_prune.optimizers import OptimizerStateMode, Replacement, prepare_optimizer
 from lightning_taylor_prune.plan import Cut, PruningPlan
+from lightning_taylor_prune.rewrite import is_rewritten, rewrite_, rewritten
 from lightning_taylor_prune.verify import memory_format_of
 
 
@@ -76,7 +78,7 @@ def cut_tensors_(
         further_steps: What else belongs to the cut (a wrapper that holds the parameters), done last.
     """
     networks = [model, *copies]
-    updates = [update for network in networks for update in attribute_updates(network, plan.cuts)]
+    updates = [update for network in networks for update in _updates(network, plan)]
     cut = [[_smaller(_tensor(network, name), cuts) for name, cuts in plan.by_tensor()] for network in networks]
     parameters = [r for r in cut[0] if isinstance(r, Replacement)]
     several = optimizers if isinstance(optimizers, (list, tuple)) else [optimizers]
@@ -84,7 +86,9 @@ def cut_tensors_(
     transaction = _Transaction()
     try:
         for network, replaced in zip(networks, cut, strict=True):
+            _rewrite(network, plan, transaction)
             _move_tensors(network, replaced, transaction)
+            _mark_sizes(network, plan, transaction)
         _set_attributes(updates, transaction)
         for step in (*swaps, *further_steps):
             transaction.do(step.commit, step.rollback)
@@ -199,6 +203,40 @@ def _move_tensors(
             for name, value in list(table.items()):
                 if isinstance(value, Tensor) and id(value) in new:
                     transaction.do(_setter(table, name, new[id(value)]), _setter(table, name, value))
+
+
+def _updates(network: nn.Module, plan: PruningPlan) -> list[AttributeUpdate]:
+    """Return what modules hold of their sizes, by registered updates and by evidence, as it must be after the plan."""
+    known = attribute_updates(network, plan.cuts)
+    groups: ChannelGroups | None = plan.groups
+    if groups is None:
+        return known
+    structure = groups.structure
+    with rewritten(network, structure.rewritten):
+        return [*known, *structure.size_updates(network, structure.counts(groups.alive_after(plan)))]
+
+
+def _rewrite(network: nn.Module, plan: PruningPlan, transaction: _Transaction) -> None:
+    """Give modules whose code holds sizes their generated `forward`."""
+    groups: ChannelGroups | None = plan.groups
+    for name in groups.structure.rewritten if groups is not None else ():
+        module = network.get_submodule(name)
+        if not is_rewritten(module):
+            transaction.do(partial(rewrite_, module), partial(_restore_dict, module, dict(module.__dict__)))
+
+
+def _mark_sizes(network: nn.Module, plan: PruningPlan, transaction: _Transaction) -> None:
+    """Note in each module which of its integers follow pruning, for checkpoints."""
+    groups: ChannelGroups | None = plan.groups
+    for rule in groups.structure.size_rules if groups is not None else ():
+        module = network.get_submodule(rule.module)
+        before = dict(module.__dict__)
+        transaction.do(partial(mark_sizes, module, [rule.path]), partial(_restore_dict, module, before))
+
+
+def _restore_dict(module: nn.Module, before: dict[str, Any]) -> None:
+    module.__dict__.clear()
+    module.__dict__.update(before)
 
 
 def _setter(table: Any, name: str, value: Any) -> Callable[[], None]:

@@ -47,6 +47,15 @@ class ValidationRequest:
             self._saved = None
 
 
+def validation_metrics(trainer: Trainer) -> dict[str, float]:
+    """Return what the validation that ends now found on all its data sets, without what training has logged."""
+    results = trainer._results
+    assert results is not None
+    names = [results._forked_name(metric, False)[0] for metric in results.values() if not metric.has_reset]
+    found = trainer.callback_metrics
+    return {name: float(found[name]) for name in names if name in found}
+
+
 def forget_compiled(pl_module: LightningModule) -> None:
     """Have compiled networks compiled anew after a cut: each would soon reach dynamo's limit on recompilations."""
     compiled = any(type(module).__name__ == "OptimizedModule" for module in pl_module.modules())

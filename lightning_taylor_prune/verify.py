@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from lightning_taylor_prune.interpret import Site
 from lightning_taylor_prune.modules import attribute_updates, patched
 from lightning_taylor_prune.plan import Cut
+from lightning_taylor_prune.rewrite import rewritten
 from lightning_taylor_prune.rules.base import operator_name, place_of
 from lightning_taylor_prune.structure import Alive, Structure
 from lightning_taylor_prune.trace import Trace, run, user_line
@@ -27,10 +32,16 @@ class Divergence:
     Attributes:
         site: Number of the trace, and position of the operator in it.
         message: What was expected and what came, with the source line.
+        modules: The modules whose code was running, the innermost first.
+        lines: Files and lines that were being executed, the innermost first.
+        numbers: Integer arguments that the operator was called with.
     """
 
     site: Site
     message: str
+    modules: tuple[nn.Module, ...] = ()
+    lines: tuple[str, ...] = ()
+    numbers: frozenset[int] = frozenset()
 
 
 class _DivergedError(Exception):
@@ -50,13 +61,29 @@ def verify(root: nn.Module, structure: Structure, alive: Alive, cuts: Sequence[C
         The first disagreement, or ``None``.
     """
     counts = structure.counts(alive)
-    with patched(attribute_updates(root, cuts)):
+    with (
+        _no_complaints(),
+        rewritten(root, structure.rewritten),
+        patched([*attribute_updates(root, cuts), *structure.size_updates(root, counts)]),
+    ):
         for number, trace in enumerate(structure.interpretation.traces):
             tensors = _cut_fakes(trace, structure, counts)
             check = _Check(structure, number, counts)
             if (found := check.run(root, trace, tensors)) is not None:
                 return found
     return None
+
+
+@contextlib.contextmanager
+def _no_complaints() -> Iterator[None]:
+    """Hold back what torch logs of an operator that does not take its operands: here that is a finding, not a fault."""
+    log = logging.getLogger(FakeTensor.__module__)
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _cut_fakes(trace: Trace, structure: Structure, counts: Sequence[int]) -> dict[str, Tensor]:
@@ -102,27 +129,38 @@ class _Check:
         self._expectations: Mapping[int, Sequence[Any]] = structure.expectations[number]
         self._index = 0
         self._found: str | None = None
+        self._arguments: Any = ()
 
     def run(self, root: nn.Module, trace: Trace, tensors: Mapping[str, Tensor]) -> Divergence | None:
         """Run the network's code and return the first disagreement."""
         try:
             run(root, trace, tensors, self._on_call)
-        except _DivergedError:
-            pass  # kept in `_found`, as the network's code might have swallowed it
+        except _DivergedError as error:
+            return self._divergence(self._found or str(error), error)
         except Exception as error:  # whatever the network's code raises at these shapes is the finding
             operator = operator_name(self._ops[self._index].target) if self._index < len(self._ops) else "at its end"
             text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            return self._divergence(f"the network's code fails if they leave: {text} ({operator}, {user_line(error)})")
-        if self._found is not None:
+            message = f"the network's code fails if they leave: {text} ({operator}, {user_line(error)})"
+            return self._divergence(self._found or message, error)
+        if self._found is not None:  # the network's code swallowed the exception
             return self._divergence(self._found)
+        while self._passes_unchanged(self._index):
+            self._index += 1
         if self._index < len(self._ops):
             return self._divergence("the network's code takes another path if they leave")
         return None
 
-    def _divergence(self, message: str) -> Divergence:
-        return Divergence((self._number, min(self._index, len(self._ops) - 1)), message)
+    def _divergence(self, message: str, error: BaseException | None = None) -> Divergence:
+        modules, lines = _frames(error)
+        numbers = frozenset(n for n in tree_leaves(self._arguments) if type(n) is int)
+        return Divergence((self._number, min(self._index, len(self._ops) - 1)), message, modules, lines, numbers)
 
     def _on_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._arguments = args, kwargs
+        if not self._passes_unchanged(self._index) and func in _UNCHANGED:
+            return func(*args, **kwargs)
+        while self._passes_unchanged(self._index) and func not in _UNCHANGED:
+            self._index += 1
         index = self._index
         expected: Any = self._ops[index].target if index < len(self._ops) else None
         if expected is not func:
@@ -131,16 +169,20 @@ class _Check:
                 f"the network's code calls {operator_name(func)} if they leave, where it did something else {before}"
             )
         self._compare_numbers(self._ops[index], args, kwargs)
-        for expectation, number in self._expectations.get(index, ()):
-            actual, predicted = expectation.argument(*args, **kwargs), self._counts[number]
+        for expected in self._expectations.get(index, ()):
+            actual, predicted = expected.expectation.argument(*args, **kwargs), expected.value(self._counts)
             if actual != predicted:
-                self._fail(self._describe(expectation.meaning, predicted, actual))
+                self._fail(self._describe(expected.expectation.meaning, predicted, actual))
         result = _SHORT_CUTS.get(func, func)(*args, **kwargs)
         for rule, value in zip(self._rules[index], _flat(result), strict=True):
             if isinstance(value, Tensor) and tuple(value.shape) != (shape := rule.apply(self._counts)):
                 self._fail(self._describe("shape", shape, tuple(value.shape)))
         self._index += 1
         return result
+
+    def _passes_unchanged(self, index: int) -> bool:
+        """Whether an operator only lays its operand out in memory, which an axis of size 1 may make needless."""
+        return index < len(self._ops) and self._ops[index].target in _UNCHANGED
 
     def _compare_numbers(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A number that takes part in the arithmetic must not follow the channels, or the values would change."""
@@ -163,6 +205,18 @@ class _Check:
         )
 
 
+def _frames(error: BaseException | None) -> tuple[tuple[nn.Module, ...], tuple[str, ...]]:
+    """Return the modules whose code an exception passed through, and the lines, the innermost first."""
+    modules: dict[int, nn.Module] = {}
+    lines = []
+    for frame, line in reversed([*traceback.walk_tb(error.__traceback__ if error is not None else None)]):
+        holder = frame.f_locals.get("self")
+        if isinstance(holder, nn.Module):
+            modules.setdefault(id(holder), holder)
+        lines.append(f"{frame.f_code.co_filename}:{line}")
+    return tuple(modules.values()), tuple(lines)
+
+
 def _batch_norm(x: Tensor, *vectors: Any, **kwargs: Any) -> Tensor:
     """Batch normalisation on fake tensors, without the decomposition that takes most of a verification's time.
 
@@ -175,6 +229,7 @@ def _batch_norm(x: Tensor, *vectors: Any, **kwargs: Any) -> Tensor:
     return torch.empty_like(x)
 
 
+_UNCHANGED = frozenset({torch.ops.aten.contiguous.default})
 _SHORT_CUTS: dict[Any, Any] = {torch.ops.aten.batch_norm.default: _batch_norm}
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 from urllib.error import URLError
 
 import lightning as L
 import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.transforms import v2
 
 from recipes.errors import RecipeError
 
-ImageSet: TypeAlias = CIFAR10 | ImageFolder | Subset | TensorDataset
+ImageSet: TypeAlias = Dataset[tuple[Tensor, int]]
 
 
 def split_indices(count: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -28,6 +32,11 @@ def split_indices(count: int, fraction: float, seed: int) -> tuple[list[int], li
         raise RecipeError(f"{count} images are too few to hold out a fraction of {fraction}")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     return order[held_out:], order[:held_out]
+
+
+def ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C, which reaches the processes that load images too, to the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class ImageData(L.LightningDataModule):
@@ -77,10 +86,16 @@ class ImageData(L.LightningDataModule):
         return self._loader(self.test_set)
 
     def _loader(self, images: ImageSet, shuffle: bool = False, drop_last: bool = False) -> DataLoader:
+        ranks = self.trainer.world_size if self.trainer is not None else 1
+        sampler = None
+        if ranks > 1 and not shuffle:  # Lightning's own sampler would evaluate some images twice
+            sampler = UnrepeatedDistributedSampler(images, ranks, self.trainer.global_rank, shuffle=False)
         return DataLoader(
             images,
             batch_size=self.batch_size,
+            sampler=sampler,
             shuffle=shuffle,
+            worker_init_fn=ignore_interrupt,
             drop_last=drop_last,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -128,9 +143,9 @@ class DigitsData(ImageData):
         self._hold_out(training, training)
 
 
-def to_tensor(mean: tuple[float, ...], std: tuple[float, ...]) -> list[v2.Transform]:
-    """Return the transforms from a PIL image to a normalised float tensor."""
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+def as_floats(mean: tuple[float, ...], std: tuple[float, ...]) -> list[v2.Transform]:
+    """Return the transforms from an image of bytes to a normalised float tensor."""
+    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std), v2.ToPureTensor()]
 
 
 class CIFAR10Data(ImageData):
@@ -172,24 +187,55 @@ class CIFAR10Data(ImageData):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the part that ``stage`` needs: the test images only for ``"test"``."""
-        plain = v2.Compose(to_tensor(self.MEAN, self.STD))
+        plain = v2.Compose(as_floats(self.MEAN, self.STD))
         augment = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
         if stage == "test":
             self.test_set = CIFAR10(self.root, train=False, transform=plain)
             return
-        train = CIFAR10(self.root, transform=v2.Compose([*augment, *to_tensor(self.MEAN, self.STD)]))
+        train = CIFAR10(self.root, transform=v2.Compose([*augment, *as_floats(self.MEAN, self.STD)]))
         self.class_names = train.classes
         self._hold_out(train, CIFAR10(self.root, transform=plain))
+
+
+class DecodedImages(Dataset):
+    """The images of a folder, decoded once and kept in memory as bytes: a quarter of what floats would take.
+
+    Args:
+        folder: The files; its transform makes one uint8 tensor ``[channels, h, w]`` of each, all of one shape.
+        transform: What is done to an image every time it is asked for.
+    """
+
+    def __init__(self, folder: ImageFolder, transform: v2.Transform) -> None:
+        self.images = torch.stack([image for image, _ in folder])
+        self.labels = list(folder.targets)
+        self.transform = transform
+
+    def viewed(self, transform: v2.Transform) -> DecodedImages:
+        """Return the same images, not copied, under another transform."""
+        other = copy.copy(self)
+        other.transform = transform
+        return other
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), self.labels[index]
 
 
 class ImageFolderData(ImageData):
     """Your own images, as ``root/train/<class>/*`` and ``root/test/<class>/*``.
 
-    Images are scaled and cropped to a square; training images are flipped and cropped at random.
+    Images are scaled and cropped to a square; training images are cropped anew at random and flipped.
 
     Args:
-        root: Folder with the sub-folders ``train`` and ``test``.
+        root: Folder with the sub-folders of training and test images.
         image_size: Height and width that the network sees, in pixels.
+        resize: Length of an image's shorter side before the middle is cut out; ``None``: ``image_size``.
+        random_crop: How training images are cropped: ``"shift"``, by up to an eighth of their size after padding, or
+            ``"zoom"``, to a part of random size and shape.
+        test_folder: Name of the sub-folder of test images.
+        in_memory: Decode all images once, at the start, and keep them: ``3 * image_size**2`` bytes each.
         batch_size: See :class:`ImageData`.
         num_workers: See :class:`ImageData`.
         val_fraction: See :class:`ImageData`.
@@ -202,39 +248,64 @@ class ImageFolderData(ImageData):
         self,
         root: str,
         image_size: int = 32,
+        resize: int | None = None,
+        random_crop: str = "shift",
+        test_folder: str = "test",
+        in_memory: bool = False,
         batch_size: int = 64,
         num_workers: int = 2,
         val_fraction: float = 0.1,
         split_seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, val_fraction, split_seed)
+        if image_size < 1:
+            raise RecipeError(f"Expected `data.image_size` to be at least 1 pixel, got {image_size}")
+        if resize is not None and resize < image_size:
+            raise RecipeError(f"Expected `data.resize` to be at least `data.image_size`, {image_size}, got {resize}")
+        if random_crop not in ("shift", "zoom"):
+            raise RecipeError(f"Expected `data.random_crop` to be shift or zoom, got {random_crop}")
         self.root = Path(root)
         self.image_size = image_size
+        self.resize = image_size if resize is None else resize
+        self.random_crop = random_crop
+        self.test_folder = test_folder
+        self.in_memory = in_memory
 
     def setup(self, stage: str | None = None) -> None:
         """Open the part that ``stage`` needs: the test images only for ``"test"``."""
-        size = self.image_size
-        scale = [v2.Resize(size), v2.CenterCrop(size)]
-        plain = v2.Compose([*scale, *to_tensor(self.MEAN, self.STD)])
-        augment = [v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip()]
+        plain = v2.Compose(as_floats(self.MEAN, self.STD))
+        middle = v2.Compose([v2.ToImage(), v2.Resize(self.resize), v2.CenterCrop(self.image_size)])
         if stage == "test":
-            self.test_set = self._open("test", plain)
+            (self.test_set,) = self._views(self.test_folder, middle, [(middle, plain)])
             return
-        train = self._open("train", v2.Compose([*scale, *augment, *to_tensor(self.MEAN, self.STD)]))
-        self.class_names = train.classes
-        self._hold_out(train, self._open("train", plain))
+        zoom = self.random_crop == "zoom"
+        crop = v2.RandomResizedCrop(self.image_size) if zoom else v2.RandomCrop(self.image_size, self.image_size // 8)
+        augment = v2.Compose([crop, v2.RandomHorizontalFlip(), plain])
+        train, val = self._views("train", middle, [(v2.ToImage() if zoom else middle, augment), (middle, plain)])
+        self._hold_out(train, val)
+
+    def _views(
+        self, part: str, kept: v2.Transform, ways: Sequence[tuple[v2.Transform, v2.Transform]]
+    ) -> list[ImageSet]:
+        """Open the images of a part in several ways: what is done once (if they are kept in memory), and each time."""
+        if not self.in_memory:
+            return [self._open(part, v2.Compose([first, then])) for first, then in ways]
+        images = DecodedImages(self._open(part, kept), kept)
+        return [images.viewed(then) for _, then in ways]
 
     def prepare_data(self) -> None:
         """Check that both parts are there and have the same classes, before anything is trained."""
-        classes = [self._open(part, None).classes for part in ("train", "test")]
+        classes = [self._open(part, None).classes for part in ("train", self.test_folder)]
+        self.class_names = classes[0]
         if classes[0] != classes[1]:
             odd = sorted(set(classes[0]) ^ set(classes[1]))
-            raise RecipeError(f"Folders of train and test differ in {self.root}: {', '.join(odd)}")
+            raise RecipeError(f"Folders of train and {self.test_folder} differ in {self.root}: {', '.join(odd)}")
 
     def _open(self, part: str, transform: v2.Transform | None) -> ImageFolder:
         folder = self.root / part
         if not folder.is_dir():
-            raise RecipeError(f"No folder {folder}: `data.root` must hold train/<class>/ and test/<class>/")
+            needed = f"train/<class>/ and {self.test_folder}/<class>/"
+            raise RecipeError(f"No folder {folder}: `data.root` must hold {needed}")
         try:
             return ImageFolder(folder, transform)
         except FileNotFoundError as error:

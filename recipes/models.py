@@ -1,4 +1,4 @@
-"""The residual network of the worked example, and a LightningModule that trains any image classifier."""
+"""Networks for small images, those of torchvision, and a LightningModule that trains any image classifier."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any
 
 import lightning as L
 import torch
+import torchvision
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
+
+from recipes.errors import RecipeError
 
 
 class ResidualBlock(nn.Module):
@@ -81,6 +84,58 @@ def init_he(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
+class VGG(nn.Module):
+    """VGG for small images, after Simonyan and Zisserman 2014, with batch normalisation and one linear layer.
+
+    Args:
+        in_channels: Channels of the images.
+        num_classes: Number of classes.
+        stages: Filters of each 3x3 convolution, stage by stage; every stage ends by halving height and width.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        stages: Sequence[Sequence[int]] = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3),
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for widths in stages:
+            for width in widths:
+                convolution = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+                layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                in_channels = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(in_channels, num_classes)
+        self.apply(init_he)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images ``[batch, in_channels, h, w]`` to logits ``[batch, num_classes]``."""
+        return self.linear(self.pool(self.features(x)).flatten(1))
+
+
+def torchvision_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
+    """Build a classifier of torchvision, untrained, with as many outputs as there are classes.
+
+    Args:
+        name: Its name in ``torchvision.models.list_models()``.
+        in_channels: Channels of the images, which must be 3.
+        num_classes: Number of classes.
+
+    Raises:
+        RecipeError: There is no such model, or the images are not in colour.
+    """
+    if in_channels != 3:
+        raise RecipeError(f"torchvision's {name} takes images of 3 channels, but `data` has {in_channels}")
+    try:
+        return torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    except ValueError as error:
+        raise RecipeError(f"Expected `model.name` to be one of torchvision.models.list_models(), got {name}") from error
+
+
 class ImageClassifier(L.LightningModule):
     """Trains and tests a network that maps images to logits; knows nothing of pruning.
 
@@ -124,11 +179,13 @@ class ImageClassifier(L.LightningModule):
         self.log("val_loss", nn.functional.cross_entropy(logits, labels), prog_bar=True)
         self.log("val_acc", self.val_acc, prog_bar=True)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log the accuracy on test images."""
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Log the accuracy on test images; returns their logits."""
         images, labels = batch
-        self.test_acc(self(images), labels)
+        logits = self(images)
+        self.test_acc(logits, labels)
         self.log("test_acc", self.test_acc)
+        return logits
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and, if one is asked for, its scheduler."""

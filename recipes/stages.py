@@ -2,152 +2,66 @@
 
 from __future__ import annotations
 
-import copy
-import json
-import logging
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig
-from rich.console import Console
-from torch import Tensor, nn
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
 
-from lightning_taylor_prune import TaylorPruningCallback, find_groups, measure_cost
-from recipes import comparison, plots
+from lightning_taylor_prune import TaylorPruningCallback, find_groups
+from lightning_taylor_prune.live import LossCurve
+from lightning_taylor_prune.report import Results, groups_of
+from lightning_taylor_prune.report import compare as comparison
+from lightning_taylor_prune.report.comparison import as_table
+from lightning_taylor_prune.report.page import write_report
+from recipes import evaluation
+from recipes.checks import check_network, check_values, chosen_stages
+from recipes.command import command_line
 from recipes.data import ImageData
-from recipes.errors import RecipeError
-from recipes.models import ImageClassifier
+from recipes.folder import ORIGINAL, OUTCOME, PRUNED, PRUNING, RESULTS, RETRAINED, TEST, RunFolder, digest, write_json
+from recipes.recipe import Recipe, say
 from recipes.weights import load_weights
 
-STAGES = ("train", "prune", "retrain")
-console = Console()
+NEEDS = {"train": (), "prune": (ORIGINAL,), "retrain": (PRUNED,), "compare": (ORIGINAL, PRUNED, PRUNING)}
+MAKES = {"train": (ORIGINAL,), "prune": (PRUNED, PRUNING), "retrain": (RETRAINED,), "compare": ()}
 
 
-class LossCurve(Callback):
-    """Keeps the training loss of every mini-batch.
+def run(cfg: DictConfig) -> dict[str, float]:
+    """Run the stages that ``cfg.stage`` names; an interrupted run goes on from the stage where it stopped.
 
-    Attributes:
-        losses: Loss of each mini-batch, on the device it was computed on.
-        iterations: Optimizer steps taken by the end of each mini-batch.
+    Returns:
+        ``params`` and ``val_acc`` of the network that came out last, which is what a search over settings may look at;
+        empty if no stage made one.
     """
-
-    def __init__(self) -> None:
-        self.losses: list[Tensor] = []
-        self.iterations: list[int] = []
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Note the loss without reading it, which would make a GPU wait."""
-        self.losses.append(outputs["loss"].detach())
-        self.iterations.append(trainer.global_step)
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Hold back what Lightning says whenever a Trainer is made; a recipe makes several."""
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What all stages share: configuration, images, and the folder for results."""
-
-    cfg: DictConfig
-    data: ImageData
-    output: Path
-
-    def trainer(self, **settings: Any) -> L.Trainer:
-        """Build a trainer from what all stages share and ``settings``."""
-        with quiet_lightning():
-            return instantiate(self.cfg.trainer)(default_root_dir=self.output, **settings)
-
-    def fit(self, stage: str, network: nn.Module, callbacks: Sequence[Callback] = ()) -> None:
-        """Train ``network`` in place as the configuration of ``stage`` says; save the checkpoint."""
-        settings = self.cfg[stage]
-        module = ImageClassifier(
-            network,
-            self.data.num_classes,
-            optimizer=instantiate(settings.optimizer),
-            scheduler=instantiate(settings.scheduler),
-        )
-        make_loggers = instantiate(self.cfg.get("logger") or {}).values()
-        trainer = self.trainer(
-            **self.trainer_settings(stage),
-            logger=[make(save_dir=self.output / "logs" / stage) for make in make_loggers],
-            callbacks=list(callbacks),
-        )
-        console.rule(f"Stage {stage} on {trainer.strategy.root_device}")
-        trainer.fit(module, datamodule=self.data)
-        trainer.save_checkpoint(self.output / f"{stage}.ckpt", weights_only=False)
-
-    def trainer_settings(self, stage: str) -> dict[str, Any]:
-        """Return what ``stage`` adds to the trainer's configuration."""
-        settings: dict[str, Any] = dict(self.cfg[stage].trainer)
-        if stage == "prune" and settings["max_steps"] is None:
-            pruning = self.cfg.pruning
-            settings["max_steps"] = pruning.start_step + pruning.every_n_steps * pruning.max_prunes
-        return settings
-
-    def accuracy(self, network: nn.Module, part: str) -> float:
-        """Return the accuracy (0 to 1) on the part ``val`` or ``test`` of the images."""
-        trainer = self.trainer(logger=False, enable_progress_bar=False)
-        module = ImageClassifier(network, self.data.num_classes)
-        evaluate = {"val": trainer.validate, "test": trainer.test}[part]
-        (metrics,) = evaluate(module, datamodule=self.data, verbose=False)
-        return metrics[f"{part}_acc"]
-
-    def measure(self, network: nn.Module) -> comparison.Measured:
-        """Measure size, cost and test accuracy."""
-        cost = measure_cost(network, self.data.example_images)
-        return comparison.Measured(cost.params, cost.macs, cost.filters, self.accuracy(network, "test"))
-
-
-def run(cfg: DictConfig) -> list[comparison.Row] | None:
-    """Run the stages that ``cfg.stages`` names; returns the comparison if the network was pruned."""
-    check_stages(cfg)
+    check_values(cfg)
+    folder = RunFolder(Path(cfg.output_dir), Path(cfg.run))
+    stages = folder.still_to_do(chosen_stages(cfg))
+    check_inputs(folder, stages)
     if cfg.cpu_threads is not None:
         torch.set_num_threads(cfg.cpu_threads)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    recipe = Recipe(cfg, open_data(cfg.data), Path(cfg.output_dir))
-    recipe.output.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe(cfg, open_data(cfg.data), folder)
     callback = instantiate(cfg.pruning)  # before any training, so that its arguments are checked
-    network = train_or_load(recipe)
-    if "prune" not in cfg.stages:
-        return None
-    original = copy.deepcopy(network)
-    prune(recipe, network, callback)
-    if "retrain" in cfg.stages:
-        recipe.fit("retrain", network)
-    torch.save(network.state_dict(), recipe.output / "pruned.pt")
-    rows = comparison.compare(recipe.measure(original), recipe.measure(network))
-    comparison.save(rows, recipe.output)
-    console.print(comparison.as_table(rows))
-    return rows
+    check_network(recipe.build(), recipe.data, cfg.pruning)
+    for stage in set(stages) & {"train", "prune", "retrain"}:
+        recipe.check(stage)
+    for stage in stages:
+        {"train": train, "prune": lambda r: prune(r, callback), "retrain": retrain, "compare": compare}[stage](recipe)
+    return outcome(recipe)
 
 
-def check_stages(cfg: DictConfig) -> None:
-    """Refuse a choice of stages that cannot work, before anything is loaded."""
-    if unknown := [stage for stage in cfg.stages if stage not in STAGES]:
-        raise RecipeError(f"Expected `stages` to be some of {', '.join(STAGES)}, got {', '.join(unknown)}")
-    if "retrain" in cfg.stages and "prune" not in cfg.stages:
-        raise RecipeError("Stage `retrain` follows `prune`: expected `stages` to have both")
-    if "train" not in cfg.stages and cfg.weights is None:
-        raise RecipeError("Expected `weights` to name a checkpoint, because `stages` leaves out `train`")
+def check_inputs(folder: RunFolder, stages: list[str]) -> None:
+    """Refuse, before anything is computed, stages that lack what earlier ones make."""
+    made: set[str] = set()
+    for stage in stages:
+        for name in NEEDS[stage]:
+            if name not in made:
+                folder.need(name, stage)
+        made |= set(MAKES[stage])
 
 
 def open_data(cfg: DictConfig) -> ImageData:
@@ -158,37 +72,102 @@ def open_data(cfg: DictConfig) -> ImageData:
     return data
 
 
-def train_or_load(recipe: Recipe) -> nn.Module:
-    """Build the network; fill it from ``cfg.weights``, or else train it."""
-    cfg, data = recipe.cfg, recipe.data
-    in_channels = data.example_images.shape[1]
-    network = instantiate(cfg.model, in_channels=in_channels, num_classes=data.num_classes)
-    if cfg.weights is not None:
-        load_weights(network, Path(cfg.weights))
+def train(recipe: Recipe) -> None:
+    """Train the network, or load ``cfg.weights`` instead."""
+    network = recipe.build()
+    if recipe.cfg.weights is not None:
+        load_weights(network, recipe.cfg.weights)
     else:
+        if recipe.cfg.train.start is not None:
+            load_weights(network, recipe.cfg.train.start, new_head=True)
         recipe.fit("train", network)
-    torch.save(network.state_dict(), recipe.output / "original.pt")
-    return network
+    recipe.finish("train", network, ORIGINAL)
 
 
-def prune(recipe: Recipe, network: nn.Module, callback: TaylorPruningCallback) -> None:
-    """Prune ``network`` in place while it is fine-tuned; save the history and the plots."""
-    curve = LossCurve()
-    before = {
+def prune(recipe: Recipe, callback: TaylorPruningCallback) -> None:
+    """Prune the network while it is fine-tuned; save it and how it went."""
+    network, curve = recipe.saved(ORIGINAL, "prune"), LossCurve()
+    before: dict[str, Any] = {
         "step": 0,
-        "metrics": {"val_acc": recipe.accuracy(network, "val")},
+        "metrics": {"val_acc": recipe.accuracy(network)},
         "prunable_filters": find_groups(network, recipe.data.example_images).num_prunable_filters,
     }
-    recipe.fit("prune", network, [callback, curve])
-    (recipe.output / "history.json").write_text(json.dumps(callback.history, indent=2) + "\n", "utf-8")
-    events = [before, *callback.history]
-    progress = plots.Progress(
-        loss_iterations=curve.iterations,
-        losses=[loss.item() for loss in curve.losses],
-        iterations=[event["step"] for event in events],
-        accuracies=[event["metrics"].get("val_acc", math.nan) for event in events],
-        prunable_filters=[event["prunable_filters"] for event in events],
+    recipe.fit("prune", network, [callback, curve], before["metrics"])
+    record = {
+        "before": before,
+        "history": callback.history,
+        "stop_reason": callback.stop_reason,
+        "filters_before": callback.filters_before,
+        "filters_after": callback.filters_after,
+        "groups": [asdict(group) for group in groups_of(callback.groups)] if callback.groups is not None else [],
+        "pruning": OmegaConf.to_container(recipe.cfg.pruning, resolve=True),
+        "command": command_line(),
+        "curve": curve.state_dict(),
+    }
+    if rank_zero_only.rank == 0:
+        write_json(recipe.folder.output / PRUNING, record)
+    recipe.finish("prune", network, PRUNED)
+
+
+def retrain(recipe: Recipe) -> None:
+    """Train the pruned network on."""
+    network = recipe.saved(PRUNED, "retrain")
+    recipe.fit("retrain", network)
+    recipe.finish("retrain", network, RETRAINED)
+
+
+def compare(recipe: Recipe) -> None:
+    """Set the original beside the pruned network: table, plots and page."""
+    last = RETRAINED if RETRAINED in recipe.made or recipe.folder.find(RETRAINED) else PRUNED
+    networks = [recipe.saved(name, "compare") for name in (ORIGINAL, last)]
+    counts = test_images(recipe, networks)
+    if rank_zero_only.rank:
+        return
+    device = recipe.evaluator().strategy.root_device
+    times = evaluation.latencies(networks, recipe.data, device)
+    original, pruned = (
+        evaluation.network_result(*known) for known in zip(networks, [recipe.data] * 2, counts, times, strict=True)
     )
-    plots.save_png(plots.progress_figure(progress), recipe.output / "progress.png")
-    filters = plots.filters_figure(callback.filters_before, callback.filters_after)
-    plots.save_png(filters, recipe.output / "filters.png")
+    record = recipe.folder.read_json(PRUNING, "compare")
+    results = Results(
+        title=recipe.cfg.title or f"Pruning a {type(networks[0]).__name__}",
+        command=record["command"],
+        class_names=tuple(recipe.data.class_names),
+        original=original,
+        pruned=pruned,
+        progress=evaluation.progress(record),
+        history=tuple(record["history"]),
+        groups=evaluation.groups(record),
+        notes=tuple(recipe.cfg.notes),
+        environment=evaluation.environment(device),
+    )
+    results.save(recipe.folder.output / RESULTS)
+    page = write_report(results, recipe.folder.output)
+    say(as_table(comparison(original, pruned)))
+    say(f"Report: {page}", markup=False, soft_wrap=True)
+
+
+def test_images(recipe: Recipe, networks: list[Any]) -> list[list[list[int]]]:
+    """Return both confusion matrices on the test images, which are read once: a second report finds them in a file."""
+    key = [digest(network) for network in networks]
+    file = recipe.folder.find(TEST)
+    kept = recipe.folder.read_json(TEST, "compare") if file else {}
+    if kept.get("networks") == key:
+        return kept["counts"]
+    counts = [evaluation.confusion(network, recipe.data, recipe.evaluator()) for network in networks]
+    if rank_zero_only.rank == 0:
+        write_json(recipe.folder.output / TEST, {"networks": key, "counts": counts})
+    return counts
+
+
+def outcome(recipe: Recipe) -> dict[str, float]:
+    """Measure, on held-out images, the last network that this process made."""
+    made = [recipe.made[name] for name in (RETRAINED, PRUNED, ORIGINAL) if name in recipe.made]
+    if not made:
+        return {}
+    accuracy = recipe.accuracy(made[0])
+    say(f"Accuracy on held-out images: {100 * accuracy:.2f} %")
+    found = {"params": sum(p.numel() for p in made[0].parameters()), "val_acc": accuracy}
+    if rank_zero_only.rank == 0:
+        write_json(recipe.folder.output / OUTCOME, found)
+    return found

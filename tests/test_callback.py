@@ -96,6 +96,17 @@ def test_every_criterion_prunes(criterion: str) -> None:
     assert [row["removed"] for row in callback.history] == [2, 2]
 
 
+def test_history_tells_what_each_group_lost_and_how_it_scored() -> None:
+    callback = TaylorPruningCallback(every_n_steps=4, filters_per_prune=3, max_prunes=2)
+    fit(Classifier(), callback)
+    assert callback.groups is not None
+    for row in callback.history:
+        scores = row["scores"]
+        assert list(scores) == [group.name for group in callback.groups]
+        assert sum(group["removed"] for group in scores.values()) == row["removed"] == 3
+        assert max(g["removed_score"] for g in scores.values() if g["removed"]) <= row["score_threshold"]
+
+
 # --- when -----------------------------------------------------------------------------------------------------------
 
 
@@ -302,7 +313,7 @@ def test_rows_reach_the_logger_at_once(tmp_path: Any) -> None:
     fit(Classifier(), callback, val=True, logger=logger, log_every_n_steps=1000)
     text = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
     wanted = {f"prune/{k}" for k in ("filters", "prunable_filters", "params", "macs", "removed", "score_threshold")}
-    assert wanted | {"prune/filters/network.0", "prune/val_acc"} <= set(text[0].split(","))
+    assert wanted | {"prune/filters_per_layer/network.0", "prune/val_acc"} <= set(text[0].split(","))
 
 
 def test_metrics_reach_other_callbacks() -> None:

@@ -98,14 +98,14 @@ def test_attributes_are_put_back_after_a_trial() -> None:
 
 
 class Gate(nn.Module):
-    """Holds its width in an attribute that its own code uses."""
+    """Holds its width where only an update finds it, and its own code uses it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.weight, self.width = nn.Parameter(torch.rand(width)), width
+        self.weight, self.sizes = nn.Parameter(torch.rand(width)), {"width": width}
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight.view(1, self.width, 1, 1)
+        return x * self.weight.view(1, self.sizes["width"], 1, 1)
 
 
 class Slope(Gate):
@@ -115,7 +115,7 @@ class Slope(Gate):
 @pytest.fixture
 def register() -> Iterator[Callable[..., None]]:
     def update(module: Gate, cuts: Mapping[int, Cut]) -> dict[str, Any]:
-        return {"width": len(cuts[0].keep)}
+        return {"sizes": {"width": len(cuts[0].keep)}}
 
     yield lambda *types: register_module_update(*types)(update) and None
     registry._UPDATES.pop(Gate, None)
@@ -133,7 +133,7 @@ def test_a_users_update_frees_a_module_that_holds_its_width(register: Callable[.
     model = gated(cls)
     groups = find_groups(model, example)
     prune_(model, groups.plan({"0": [1, 2]}))
-    assert (len(without), [g.num_channels for g in groups], model[1].width) == (0, [8], 6)
+    assert (len(without), [g.num_channels for g in groups], model[1].sizes["width"]) == (0, [8], 6)
 
 
 def test_registering_a_type_twice_raises(register: Callable[..., None]) -> None:

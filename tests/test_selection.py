@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_taylor_prune import ChannelGroups, PlanError, find_groups, select
-from lightning_taylor_prune.selection import Options, choose, highest_removed
+from lightning_taylor_prune.selection import Options, choose, highest_removed, score_summary
 
 
 def network() -> nn.Sequential:
@@ -144,3 +144,13 @@ def test_highest_removed_score() -> None:
 def test_wrong_argument_is_named(scores: torch.Tensor, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         select(GROUPS, scores, **arguments)
+
+
+def test_summary_tells_median_scores_and_standing_of_each_group() -> None:
+    scores = torch.cat([torch.arange(6.0), torch.arange(10.0, 20.0), torch.full((4,), torch.nan)])
+    summary = score_summary(GROUPS.plan({"0": [0, 1]}), GROUPS, scores)
+    assert summary == {
+        "0": {"removed": 2, "removed_score": 0.5, "kept_score": 3.5, "rank": pytest.approx(2.5 / 15)},
+        "2": {"removed": 0, "removed_score": None, "kept_score": 14.5, "rank": pytest.approx(10.5 / 15)},
+        "4": {"removed": 0, "removed_score": None, "kept_score": None, "rank": None},
+    }

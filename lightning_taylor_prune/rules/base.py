@@ -77,10 +77,20 @@ def place_of(node: Node) -> str:
 
 @dataclass
 class Expectation:
-    """An integer argument of an operator that must equal the number of these labels that stay."""
+    """An integer argument of an operator that must equal the number of positions that stay on an axis of these labels.
+
+    Attributes:
+        argument: Reads it from the operator's arguments.
+        labels: A field; along the other axes it may vary too, as long as only whole rows or columns leave.
+        axis: The axis.
+        offset: What the argument has beyond that number.
+        meaning: What the argument is, for messages.
+    """
 
     argument: Callable[..., int]
     labels: Field
+    axis: int
+    offset: int
     meaning: str
 
 
@@ -91,6 +101,7 @@ class Notes:
     readers: list[Field] = field(default_factory=list)
     writers: list[Field] = field(default_factory=list)
     rectangles: list[tuple[int, Field, tuple[int, ...]]] = field(default_factory=list)
+    deferred: list[tuple[Field, Field, str]] = field(default_factory=list)
     expectations: dict[int, list[Expectation]] = field(default_factory=dict)
     macs: dict[int, list[tuple[int, list[Field]]]] = field(default_factory=dict)
 
@@ -106,6 +117,7 @@ class RuleContext:
         index: Position of the node among the operators of its trace.
         attempt: How often the network's own code contradicted what this operator predicted; a rule that has a
             second interpretation uses it when ``attempt`` is 1.
+        unused: Nothing reads the results.
     """
 
     space: LabelSpace
@@ -113,6 +125,7 @@ class RuleContext:
     node: Node
     index: int
     attempt: int = 0
+    unused: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -160,9 +173,28 @@ class RuleContext:
             return self.space.unite_along(labels, axis)
         return first_along(labels, axis)
 
-    def expect(self, argument: Callable[..., int], labels: Field, meaning: str) -> None:
-        """Demand that an integer argument equals the number of ``labels`` that stay, whenever it is verified."""
-        self.notes.expectations.setdefault(self.index, []).append(Expectation(argument, labels.ravel(), meaning))
+    def expect(self, argument: Callable[..., int], labels: Field, meaning: str, axis: int = 0, offset: int = 0) -> None:
+        """Demand that an integer argument equals the number of positions that stay, whenever it is verified.
+
+        Args:
+            argument: Reads the integer from the operator's arguments.
+            labels: A field.
+            meaning: What the argument is, for messages.
+            axis: The axis of ``labels`` whose positions count.
+            offset: What the argument has beyond their number.
+        """
+        expectation = Expectation(argument, labels, axis, offset, meaning)
+        self.notes.expectations.setdefault(self.index, []).append(expectation)
+
+    def mark_inexact(self, labels: Field) -> None:
+        """Note that removing these channels is not the same as setting them to zero, if anything reads the result."""
+        if not self.unused:
+            self.space.mark_inexact(labels)
+
+    def defer(self, labels: Field, narrow: Field) -> None:
+        """Tie ``narrow`` to the axes that it shares with ``labels`` if these are what leaves there; else it stays."""
+        self.notes.rectangles.append((self.index, labels, ()))
+        self.notes.deferred.append((labels, narrow, self.where()))
 
     def count_macs(self, factor: int, axes: Sequence[tuple[int, Field | None]]) -> None:
         """Note a cost in MACs: ``factor`` times the number of positions that stay on each axis.
@@ -198,18 +230,40 @@ def align(value: Labels, ndim: int) -> Labels:
 
 def combine(ctx: RuleContext, operands: Sequence[Labels], shape: tuple[int, ...]) -> tuple[Field, ...]:
     """Unite what operands of equal rank carry on the same positions; a tracked axis must be so in all of them."""
+    _check_tracked(ctx, operands, shape)
+    return ctx.space.merge([f for v in operands for f in v.fields])
+
+
+def _check_tracked(ctx: RuleContext, operands: Sequence[Labels], shape: tuple[int, ...]) -> None:
     for axis, size in enumerate(shape):
         present = [v for v in operands if v.shape[axis] == size > 1]
         tracked = [f for v in present if (f := v.along(axis)) is not None]
         if len(tracked) < len(present):
             for f in tracked:
-                ctx.lock(f, "meets a tensor whose size there is fixed")
-    return ctx.space.merge([f for v in operands for f in v.fields])
+                if len(axes_of(f)) > 1:
+                    ctx.pin(f, axis)
+                else:
+                    ctx.lock(f, "meets a tensor whose size there is fixed")
 
 
 def pointwise(ctx: RuleContext, operands: Sequence[Labels], shape: tuple[int, ...]) -> Labels:
-    """Broadcast operands to ``shape`` and unite what falls on the same positions."""
-    fields = combine(ctx, [align(value, len(shape)) for value in operands], shape)
+    """Broadcast operands to ``shape`` and unite what falls on the same positions.
+
+    Where channels stand in rows and columns (heads and their width) and meet a constant along one of these, which of
+    the two leaves is not known yet: the constant then follows, or keeps its size.
+    """
+    aligned = [align(value, len(shape)) for value in operands]
+    _check_tracked(ctx, aligned, shape)
+    wide = [f for v in aligned if not v.static for f in v.fields if len(ctx.space.varies(f)) > 1]
+    together = []
+    for value in aligned:
+        for f in value.fields:
+            wider = next((w for w in wide if set(axes_of(f)) < set(axes_of(w))), None) if value.static else None
+            if wider is None:
+                together.append(f)
+            else:
+                ctx.defer(wider, f)
+    fields = ctx.space.merge(together)
     return Labels(shape, tuple(f for f in fields if axes_of(f)), static=all(v.static for v in operands))
 
 

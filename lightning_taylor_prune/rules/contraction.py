@@ -157,13 +157,19 @@ def attention(
 ) -> Labels:
     """``softmax(q @ k.T) @ v``: heads (batch axes) go through, query and key widths are contracted."""
     if kwargs.get("enable_gqa"):
-        ctx.lock_all([q, k, v], "shares key-value heads among query heads")
-        return Labels(ctx.shape)
+        k, v = (_shared_heads(x, q.shape[-3] // x.shape[-3]) for x in (k, v))
     lead = ascii_lowercase[: len(q.shape) - 2]
     scores = contract(ctx, [q, k], [lead + "lx", lead + "sx"], lead + "ls")
     if attn_mask is not None:
         scores = pointwise(ctx, [scores, attn_mask], scores.shape)
     return contract(ctx, [scores, v], [lead + "ls", lead + "sy"], lead + "ly")
+
+
+def _shared_heads(x: Labels, times: int) -> Labels:
+    """Repeat every key-value head for the query heads that share it: they leave with it."""
+    axis = len(x.shape) - 3
+    shape = (*x.shape[:axis], x.shape[axis] * times, *x.shape[axis + 1 :])
+    return Labels(shape, tuple(np.repeat(f, times, axis) if f.shape[axis] > 1 else f for f in x.fields))
 
 
 @register_rule("aten.embedding")

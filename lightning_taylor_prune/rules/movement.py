@@ -237,7 +237,7 @@ def slice_(ctx: RuleContext, x: Labels, dim: int = 0, start: Any = None, end: An
     stop = start + shape[dim] * step
     if start:
         before = labels[(slice(None),) * dim + (slice(0, start - start % step),)]
-        ctx.expect(_slice_start, np.append(before, ctx.space.fresh(start % step)), "start of the slice")
+        ctx.expect(_slice_start, before, "start of the slice", dim, start % step)
     _hold_single(ctx, labels, dim, start, shape[dim])
     fields = [f[(slice(None),) * dim + (slice(start, stop, step),)] if f is labels else f for f in x.fields]
     return moved(x, shape, fields)
@@ -372,7 +372,7 @@ def _pad_axis(ctx: RuleContext, labels: Field, axis: int, left: int, right: int)
         shape = _resized(labels.shape, axis, count)
         sides.append(np.broadcast_to(on_axis(new, axis, labels.ndim), shape))
     if left:
-        ctx.expect(lambda x, pad_, *a, **k: pad_[2 * (labels.ndim - 1 - axis)], sides[0], "padding on the left")
+        ctx.expect(lambda x, pad_, *a, **k: pad_[2 * (labels.ndim - 1 - axis)], sides[0], "padding on the left", axis)
     return np.concatenate([sides[0], labels, sides[1]], axis=axis)
 
 

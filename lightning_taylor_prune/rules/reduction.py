@@ -59,7 +59,7 @@ def layer_norm(
     result = pointwise(ctx, find_labels([x, weight, bias]), x.shape)
     for axis in range(len(x.shape) - len(normalized_shape), len(x.shape)):
         if (labels := result.along(axis)) is not None:
-            ctx.space.mark_inexact(labels)
+            ctx.mark_inexact(labels)
     return result
 
 
@@ -80,7 +80,7 @@ def group_norm(ctx: RuleContext, x: Labels, groups: int, weight: Any = None, bia
         ctx.expect(lambda x, groups, *a, **k: groups, table[:, 0], "number of groups")
     else:
         ctx.space.unite(table[:1], table)
-        ctx.space.mark_inexact(labels)
+        ctx.mark_inexact(labels)
         ctx.expect(lambda x, groups, *a, **k: groups, ctx.space.fresh(groups), "number of groups")
     return result
 
@@ -108,7 +108,7 @@ def reduce(ctx: RuleContext, *args: Any, **kwargs: Any) -> Any:
     for f in x.fields:
         for axis in axes:
             if f.shape[axis] > 1:
-                ctx.space.mark_inexact(f)
+                ctx.mark_inexact(f)
                 f = ctx.drop(f, axis)
         fields.append(f if keepdim else f.reshape([n for i, n in enumerate(f.shape) if i not in axes]))
     if len(ctx.shapes) > 1 and _uses_indices(ctx):
@@ -137,7 +137,7 @@ def _uses_indices(ctx: RuleContext) -> bool:
 def softmax(ctx: RuleContext, x: Labels, dim: int, *args: Any, **kwargs: Any) -> Labels:
     """Shares of a sum along an axis: prunable, but removal is not the same as zero."""
     if (labels := x.along(dim)) is not None:
-        ctx.space.mark_inexact(labels)
+        ctx.mark_inexact(labels)
     return x.computed()
 
 

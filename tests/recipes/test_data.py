@@ -64,8 +64,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def open_folder(root, stage="fit"):
-    data = ImageFolderData(root, image_size=16, batch_size=4, num_workers=0, val_fraction=0.2)
+def open_folder(root, stage="fit", **settings):
+    data = ImageFolderData(root, image_size=16, batch_size=4, num_workers=0, val_fraction=0.2, **settings)
     data.prepare_data()
     data.setup(stage)
     return data
@@ -80,6 +80,33 @@ def test_image_folder_is_read(folder):
     assert images.shape == (4, 3, 16, 16)
     middle = images[:, :, 8, 8]
     assert torch.equal((middle[:, 0] > middle[:, 2]).long(), labels)
+
+
+@pytest.mark.parametrize("random_crop", ["shift", "zoom"])
+def test_images_kept_in_memory_are_the_same(folder, random_crop):
+    kept = open_folder(folder, in_memory=True, random_crop=random_crop)
+    read = open_folder(folder, random_crop=random_crop)
+    assert all(torch.equal(a, b) and i == j for (a, i), (b, j) in zip(kept.val_set, read.val_set, strict=True))
+    (image, label), again = kept.train_set[0], kept.train_set.dataset.images
+    assert image.shape == (3, 16, 16) and label == read.train_set[0][1]
+    assert again.dtype == torch.uint8
+
+
+def test_test_images_may_lie_in_another_folder(folder):
+    (folder / "test").rename(folder / "val")
+    assert len(open_folder(folder, "test", test_folder="val").test_set) == 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"resize": 15}, "`data.resize` to be at least .*16, got 15"),
+        ({"random_crop": "spin"}, "shift or zoom, got spin"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(folder, settings, message):
+    with pytest.raises(RecipeError, match=message):
+        open_folder(folder, **settings)
 
 
 def test_image_folder_opens_test_images_for_testing_only(folder):

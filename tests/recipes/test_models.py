@@ -4,7 +4,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from recipes.models import ImageClassifier, ResidualBlock, ResNet
+from recipes.errors import RecipeError
+from recipes.models import VGG, ImageClassifier, ResidualBlock, ResNet, torchvision_model
 
 
 def count(network):
@@ -34,6 +35,26 @@ def test_any_image_size(size):
 def test_depth_that_does_not_fit_is_refused(depth):
     with pytest.raises(ValueError, match=rf"`depth` to be 2 \+ a multiple of 6, got {depth}"):
         ResNet(3, 10, depth)
+
+
+def test_vgg_has_thirteen_convolutions_and_halves_five_times():
+    network = VGG(3, 10)
+    assert sum(isinstance(m, nn.Conv2d) for m in network.modules()) == 13
+    assert network.features(torch.zeros(1, 3, 64, 32)).shape == (1, 512, 2, 1)
+    assert count(network) == 14_724_042
+
+
+def test_model_of_torchvision_has_an_output_for_each_class():
+    assert torchvision_model("resnet18", 3, 7).fc.out_features == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "message"),
+    [("resnet19", 3, "`model.name` to be one of .*got resnet19"), ("resnet18", 1, "3 channels, but `data` has 1")],
+)
+def test_model_that_torchvision_cannot_build_is_refused(name, channels, message):
+    with pytest.raises(RecipeError, match=message):
+        torchvision_model(name, channels, 10)
 
 
 def test_classifier_logs_loss_and_accuracy():

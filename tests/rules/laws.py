@@ -31,7 +31,8 @@ class _Holder(nn.Module):
 
     def forward(self, one: Tensor) -> None:
         operands = [getattr(self, f"x{i}") for i in range(self.count)]
-        self.function(*([x * one for x in operands] if self.live else operands))
+        results = self.function(*([x * one for x in operands] if self.live else operands))
+        _ = [x.clone() for x in tensors(results)]  # a result that nothing reads says less
 
 
 class Labelled:
@@ -47,7 +48,7 @@ class Labelled:
         self.function, self.operands = function, [x.double() for x in operands]
         holder = _Holder(function, operands, live)
         self.outcome: Interpretation = interpret([trace(holder, Call("", (torch.ones((), dtype=torch.double),)))], {})
-        self.results: Sequence[Labels] = self.outcome.results[0][-1]
+        self.results: Sequence[Labels] = self.outcome.results[0][-1 - len(tensors(function(*self.operands)))]
 
     def roots_of(self, operand: int) -> list[Field | None]:
         """Return the roots along each axis of an operand; ``None`` where it has size 1."""

@@ -1,15 +1,21 @@
 import numpy as np
 import pytest
+from matplotlib import rcParams
+from matplotlib.colors import to_rgba
 from matplotlib.image import imread
+from matplotlib.text import Text
 
-from recipes.plots import (
-    Progress,
+from lightning_taylor_prune.report.canvas import DARK, Style, png_bytes
+from lightning_taylor_prune.report.figures import (
     filters_figure,
     progress_figure,
     running_mean,
     save_png,
+    scores_figure,
     without_common_prefix,
 )
+from lightning_taylor_prune.report.results import Progress
+from lightning_taylor_prune.report.scores import GroupLoss
 
 PROGRESS = Progress(
     loss_iterations=range(1, 31),
@@ -43,6 +49,35 @@ def test_filters_figure_has_two_bars_a_layer():
     assert [bar.get_width() for bar in axes.patches] == [16, 16, 32, 9, 16, 20]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["stem", "block.conv1", "block.conv2"]
     assert [text.get_text() for text in axes.texts] == ["9 of 16", "16 of 16", "20 of 32"]
+
+
+def test_many_layers_are_drawn_as_areas():
+    layers = {f"conv{i}": 8 for i in range(41)}
+    (axes,) = filters_figure(layers, dict.fromkeys(layers, 3)).axes
+    assert [patch.get_data().values.tolist() for patch in axes.patches] == [[8] * 41, [3] * 41]
+
+
+def test_scores_figure_sets_losses_beside_standings():
+    losses = [GroupLoss("net.b", ("net.b", "net.c"), 8, 2, 0.1, 0.6), GroupLoss("net.a", ("net.a",), 8, 8, None, None)]
+    left, right = scores_figure(losses).axes
+    assert [bar.get_width() for bar in left.patches] == [75, 0]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["b +1", "a"]
+    rings, discs = [dots.get_offsets() for dots in right.collections[1:]]
+    assert rings.tolist()[0] == [10, 0] and discs.tolist()[0] == [60, 0] and np.isnan(rings.data[1, 0])
+
+
+@pytest.mark.parametrize("width", [3.75, 8.0])
+def test_dark_figures_are_dark_up_to_their_ticks(width):
+    figure = progress_figure(PROGRESS, Style(DARK, width))
+    png_bytes(figure)
+    inks = {text.get_color() for text in figure.findobj(Text) if text.get_text()}
+    assert inks == {DARK.ink} and figure.get_facecolor() == to_rgba(DARK.paper)
+
+
+def test_figures_leave_the_settings_of_others_alone():
+    before = dict(rcParams)
+    progress_figure(PROGRESS, Style(DARK))
+    assert dict(rcParams) == before
 
 
 @pytest.mark.parametrize("figure", [progress_figure(PROGRESS), filters_figure(BEFORE, AFTER)])

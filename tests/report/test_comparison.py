@@ -3,11 +3,12 @@ import json
 
 import pytest
 
-from recipes.comparison import Measured, Row, as_table, compare, save
+from lightning_taylor_prune.report.comparison import Row, as_table, compare, save
+from lightning_taylor_prune.report.results import NetworkResult
 
 # The worked example's figures.
-ORIGINAL = Measured(params=271_690, macs=41_000_000, filters=784, accuracy=0.9024)
-PRUNED = Measured(params=121_282, macs=20_500_000, filters=544, accuracy=0.8736)
+ORIGINAL = NetworkResult(params=271_690, macs=41_000_000, filters=784, accuracy=0.9024)
+PRUNED = NetworkResult(params=121_282, macs=20_500_000, filters=544, accuracy=0.8736)
 
 
 def test_rows_hold_the_figures_of_the_worked_example():

@@ -1,4 +1,4 @@
-"""The table of the worked example: original network, pruned network, percentage change."""
+"""The table of a pruning run: original network, pruned network, percentage change."""
 
 from __future__ import annotations
 
@@ -6,33 +6,12 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.table import Table
+from lightning_taylor_prune.report.results import NetworkResult
 
-BYTES_PER_PARAMETER = 4  # float32
-MEBIBYTE = 2**20
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What is known of one network.
-
-    Attributes:
-        params: Learnable parameters.
-        macs: Multiply-accumulate operations for one image.
-        filters: Filters of all convolutions.
-        accuracy: Accuracy on the test images, 0 to 1.
-    """
-
-    params: int
-    macs: int
-    filters: int
-    accuracy: float
-
-    @property
-    def megabytes(self) -> float:
-        """Memory of the parameters in float32, in MB of 2**20 bytes."""
-        return self.params * BYTES_PER_PARAMETER / MEBIBYTE
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -63,19 +42,25 @@ class Row:
         return self.name, original, pruned, "-" if change is None else f"{change:+.2f} %"
 
 
-def compare(original: Measured, pruned: Measured) -> list[Row]:
-    """Set two networks side by side."""
-    return [
+def compare(original: NetworkResult, pruned: NetworkResult) -> list[Row]:
+    """Set two networks side by side; latencies only if they were measured under the same conditions."""
+    rows = [
         Row("learnables", original.params, pruned.params),
         Row("parameter memory (MB)", original.megabytes, pruned.megabytes, decimals=4),
         Row("MACs", original.macs, pruned.macs),
         Row("filters", original.filters, pruned.filters),
         Row("accuracy (%)", 100 * original.accuracy, 100 * pruned.accuracy, decimals=2),
     ]
+    before, after = original.latency, pruned.latency
+    if before and after and (before.device, before.batch_size) == (after.device, after.batch_size):
+        rows.append(Row("latency (ms)", before.median_ms, after.median_ms, decimals=2))
+    return rows
 
 
 def as_table(rows: list[Row]) -> Table:
-    """Lay the comparison out for the terminal."""
+    """Lay the comparison out for the terminal, with rich (``pip install rich``)."""
+    from rich.table import Table
+
     table = Table(title="Original and pruned network", title_justify="left")
     table.add_column("")
     for heading in ("original", "pruned", "change"):

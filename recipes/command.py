@@ -1,0 +1,26 @@
+"""The command line of this run, and the one that resumes it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from hydra.core.hydra_config import HydraConfig
+
+PROGRAM = "python recipes/prune.py"
+
+
+def overrides() -> list[str]:
+    """Return the overrides that were typed; none where Hydra was not started from a command line."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def command_line(words: Sequence[str] | None = None) -> str:
+    """Return the command that runs a recipe with some overrides; by default those of this run."""
+    return " ".join([PROGRAM, *map(shlex.quote, overrides() if words is None else words)])
+
+
+def resume_command(output: str, typed: Sequence[str] | None = None) -> str:
+    """Return the command that goes on where a run stopped: all that was typed, and its folder."""
+    kept = [word for word in (overrides() if typed is None else typed) if word.partition("=")[0] != "run"]
+    return command_line([*kept, f"run={output}"])
