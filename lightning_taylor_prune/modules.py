@@ -104,7 +104,7 @@ def known_attributes(module: nn.Module) -> dict[str, Any]:
 
 # --- sizes in attributes that no registered update knows ----------------------------------------------------------
 
-_MARK = "_sizes_that_follow_pruning"
+MARK = "_sizes_that_follow_pruning"
 """Attribute of a module that lists the paths of its attributes that a cut has changed by evidence."""
 
 
@@ -123,7 +123,7 @@ def find_sizes(module: nn.Module) -> dict[str, int]:
     return found
 
 
-_OWN_TO_MODULES = frozenset(vars(nn.Module())) | {_MARK}
+_OWN_TO_MODULES = frozenset(vars(nn.Module())) | {MARK}
 
 
 def _integers(values: Mapping[str, Any]) -> dict[str, int]:
@@ -196,13 +196,13 @@ def has_size(module: nn.Module, path: str) -> bool:
 
 def mark_sizes(module: nn.Module, paths: Iterable[str]) -> None:
     """Remember that these integers follow pruning, so that checkpoints keep them."""
-    if marked := {*getattr(module, _MARK, ()), *paths}:
-        setattr(module, _MARK, tuple(sorted(marked)))
+    if marked := {*getattr(module, MARK, ()), *paths}:
+        setattr(module, MARK, tuple(sorted(marked)))
 
 
 def marked_sizes(module: nn.Module) -> dict[str, int]:
     """Return the integers that follow pruning, by path, with their values now."""
-    return {path: size_at(module, path) for path in getattr(module, _MARK, ())}
+    return {path: size_at(module, path) for path in getattr(module, MARK, ())}
 
 
 @contextlib.contextmanager
