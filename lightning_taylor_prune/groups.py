@@ -173,7 +173,16 @@ class ChannelGroups:
     def units_on(self, number: int) -> Indices:
         """Return the unit (counted over all groups) at each position of a parameter axis; -1 where none can leave."""
         roots = self.structure.roots_on(number)
-        return self._unit_of_root[roots[self.alive[roots]]]
+        return self.units_of(roots[self.alive[roots]])
+
+    def units_of(self, roots: Indices) -> Indices:
+        """Return the unit (counted over all groups) of each root; -1 where none can leave."""
+        return self._unit_of_root[roots]
+
+    def group_of(self, unit: int) -> tuple[ChannelGroup, int]:
+        """Return the group of a unit that is counted over all groups, and its number in that group."""
+        group = next(g for g in self if unit < g.first_unit + g.num_channels)
+        return group, unit - group.first_unit
 
     def role_of(self, number: int) -> Role:
         """Return what the tensor does with the channels on this axis."""
@@ -483,9 +492,31 @@ def _patterns(groups: ChannelGroups) -> Iterator[dict[str, Sequence[int]]]:
         places[group.name] = peers.get(group.num_channels, 0)
         peers[group.num_channels] = places[group.name] + 1
     several = any(count > _choices(size) for size, count in peers.items())
-    for digit in (0, 1) if several else (0,):
-        yield {g.name: _about_a_third(places[g.name], g.num_channels, digit) for g in groups if g.num_channels > 1}
-    yield {g.name: _leading_odd_third(g.num_channels) for g in groups if g.num_channels > 1}
+    patterns: list[dict[str, Sequence[int]]] = [
+        {g.name: _about_a_third(places[g.name], g.num_channels, digit) for g in groups if g.num_channels > 1}
+        for digit in ((0, 1) if several else (0,))
+    ]
+    patterns.append({g.name: _leading_odd_third(g.num_channels) for g in groups if g.num_channels > 1})
+    yield from patterns
+    if untried := _from_what_stays(groups, patterns):
+        yield untried
+
+
+def _from_what_stays(groups: ChannelGroups, patterns: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, list[int]]:
+    """Choose a unit of every integer argument that must follow the channels, but that no pattern changes."""
+    stays = groups.structure.everything()
+    for removed in patterns:
+        for name, units in removed.items():
+            stays[groups[name].roots[list(units)]] = False
+    chosen: dict[str, set[int]] = {}
+    for roots in groups.structure.argument_roots():
+        units = groups.units_of(roots)
+        if not stays[roots].all() or (units < 0).all():
+            continue
+        group, unit = groups.group_of(int(units[units >= 0][0]))
+        if len(chosen.get(group.name, ())) < group.num_channels - 1:
+            chosen.setdefault(group.name, set()).add(unit)
+    return {name: sorted(units) for name, units in chosen.items()}
 
 
 def _choices(size: int) -> int:

@@ -6,7 +6,7 @@ Nothing here changes when channels leave; a boolean array over labels (``alive``
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -225,6 +225,12 @@ class Structure:
     def has(self, ref: SizeRef) -> bool:
         """Whether a size is there: what is expected of an argument depends on how its operator is interpreted."""
         return isinstance(ref, AxisRef) or ref.number < len(self.expectations[ref.trace].get(ref.op, ()))
+
+    def argument_roots(self) -> Iterator[Field]:
+        """Yield the roots of the positions that each integer argument counts, where it must follow the channels."""
+        expected = (e.expectation.labels for run in self.expectations for found in run.values() for e in found)
+        for labels in {id(labels): labels for labels in expected}.values():
+            yield self.interpretation.roots[labels].ravel()
 
     def size(self, ref: SizeRef, counts: Sequence[int] | None) -> int:
         """Return a size at these counts; ``None``: before anything left."""

@@ -364,15 +364,16 @@ def constant_pad(ctx: RuleContext, x: Labels, pad_: Sequence[int], value: Any = 
 
 
 def _pad_axis(ctx: RuleContext, labels: Field, axis: int, left: int, right: int) -> Field:
+    first = 2 * (labels.ndim - 1 - axis)  # where the widths of this axis stand in the argument
     sides = []
-    for count in (left, right):
+    for place, count, side in ((first, left, "left"), (first + 1, right, "right")):
         new = ctx.free(count)
         if ctx.attempt and count:
             ctx.lock(new, "meets padding whose width is fixed")
-        shape = _resized(labels.shape, axis, count)
-        sides.append(np.broadcast_to(on_axis(new, axis, labels.ndim), shape))
-    if left:
-        ctx.expect(lambda x, pad_, *a, **k: pad_[2 * (labels.ndim - 1 - axis)], sides[0], "padding on the left", axis)
+        wide = np.broadcast_to(on_axis(new, axis, labels.ndim), _resized(labels.shape, axis, count))
+        if count:
+            ctx.expect(lambda x, pad_, *a, place=place, **k: pad_[place], wide, f"padding on the {side}", axis)
+        sides.append(wide)
     return np.concatenate([sides[0], labels, sides[1]], axis=axis)
 
 
