@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, cast
 
 from torch import fx, nn
 
+from lightning_taylor_prune.trace import untouched
+
 HELD = "_hard_coded"
 """Attribute of a rewritten module that holds the integers of its code."""
 
@@ -142,15 +144,12 @@ def _has_plain_signature(module: nn.Module) -> bool:
 
 def _traced(module: nn.Module, training: bool) -> fx.Graph | None:
     """Return the graph of a module's own code in one mode; ``None`` where fx cannot follow it."""
-    before = dict(module.__dict__)
-    module.__dict__["training"] = training
     try:
-        graph = _ChildrenAreLeaves().trace(module)
+        with untouched(module):  # modules that cache what they compute would keep proxies
+            module.__dict__["training"] = training
+            graph = _ChildrenAreLeaves().trace(module)
     except Exception:  # whatever the module's code does with a proxy that is no tensor
         return None
-    finally:
-        module.__dict__.clear()
-        module.__dict__.update(before)
     own = {name for name, _ in [*module.named_parameters(), *module.named_buffers(), *module.named_modules()]}
     constants = [n for n in graph.nodes if n.op == "get_attr" and n.target not in own]
     return None if constants else graph

@@ -182,6 +182,26 @@ def test_code_that_cannot_be_followed_is_left_alone() -> None:
     assert "forward" not in model.__dict__
 
 
+class Caches(_Body):
+    """Keeps what it computes, as position biases are kept in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if "gate" not in self.cache:
+            self.cache["gate"] = x[:, :8].mean()
+        return self.join(x[:, :6] * self.cache["gate"], x[:, 6:])
+
+
+def test_looking_at_code_leaves_nothing_in_the_caches_of_a_module() -> None:
+    model = build(Caches)
+    rewrite_(model)
+    assert model.cache == {}
+
+
 def test_taking_it_back_leaves_nothing() -> None:
     model = build(Slices)
     before = dict(model.__dict__)
