@@ -23,10 +23,11 @@ from lightning_taylor_prune.checkpoint import (
     set_attributes_of,
     shapes_of,
 )
-from lightning_taylor_prune.errors import PlanError, PruningError
-from lightning_taylor_prune.groups import ChannelGroups, groups_of_calls
+from lightning_taylor_prune.errors import PlanError, PruningError, PruningWarning, TraceError
+from lightning_taylor_prune.groups import ChannelGroups, groups_of_calls, only_parts
 from lightning_taylor_prune.importance import CRITERIA, Criterion, normalize_scores, warn_unscored
 from lightning_taylor_prune.optimizers import OptimizerStateMode
+from lightning_taylor_prune.parts import PartWatch
 from lightning_taylor_prune.plan import PruningPlan
 from lightning_taylor_prune.report import filters_table
 from lightning_taylor_prune.selection import Choice, Options, choose, excluded_groups, highest_removed, score_summary
@@ -149,7 +150,9 @@ class TaylorPruningCallback(Callback):
         self.filters_after: dict[str, int] = {}
         self.stop_reason: str | None = None
         self._scores: Criterion | None = None
-        self._capture: CallCapture | None = None
+        self._capture: CallCapture | PartWatch | None = None
+        self._untraceable: TraceError | None = None
+        self._fixed: tuple[str, ...] = ()
         self._batch_size = 1
         self._seen_step = -1
         self._scored_step = -1
@@ -215,10 +218,11 @@ class TaylorPruningCallback(Callback):
             self._analyse(pl_module, decode_calls(encoded, pl_module.device))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Watch the first batch, to see how the network is called."""
+        """Watch the first batch, to see how the network is called; the second too, if only parts can be traced."""
         self._validation.withdraw(trainer)
         if self.groups is None and self._capture is None and self.stop_reason is None:
-            self._capture = CallCapture(pl_module, self.target)
+            watch = CallCapture if self._untraceable is None else PartWatch
+            self._capture = watch(pl_module, self.target)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take in the gradients of one optimizer step, once they are complete."""
@@ -230,8 +234,8 @@ class TaylorPruningCallback(Callback):
             if self._scores is not None:
                 self._scores.discard()
             return
-        if self.groups is None:
-            self._analyse(pl_module, self._watched_calls(pl_module))
+        if self.groups is None and not self._analyse_watched(pl_module):
+            return
         self._scored_step = trainer.global_step
         self._accumulate(trainer, gradient_scale(trainer) * window_correction(trainer))
 
@@ -255,7 +259,8 @@ class TaylorPruningCallback(Callback):
         if self.groups is None:
             if pl_module.automatic_optimization:
                 return  # no backward pass yet: the training step returned None
-            self._analyse(pl_module, self._watched_calls(pl_module))
+            if not self._analyse_watched(pl_module):
+                return
         if (intervals := self._intervals_at(step)) > self._intervals:
             self._intervals = intervals
             self._prune(trainer, pl_module)
@@ -293,6 +298,7 @@ class TaylorPruningCallback(Callback):
         self.history, self.groups, self.stop_reason = [], None, None
         self.filters_before, self.filters_after = {}, {}
         self._scores, self._intervals, self._refused = None, 0, set()
+        self._untraceable, self._fixed = None, ()
         self._original, self._resumed = {}, {}
 
     # --- analysis and scores ------------------------------------------------------------------------------------
@@ -305,10 +311,36 @@ class TaylorPruningCallback(Callback):
             self._capture.close()
             self._capture = None
 
-    def _watched_calls(self, pl_module: LightningModule) -> list[Call]:
-        """Return how the first batch called the network."""
-        calls = self._capture.calls if self._capture is not None else []
+    def _analyse_watched(self, pl_module: LightningModule) -> bool:
+        """Find groups from what the last batch showed; says whether it showed enough.
+
+        Of a network that cannot be traced as a whole, the next batch has to show how its parts are called.
+        """
+        watch = self._capture
         self._close_capture()
+        if isinstance(watch, PartWatch):
+            assert self._untraceable is not None
+            parts = watch.parts()
+            if not parts.calls:
+                raise self._untraceable
+            self._fixed = parts.fixed
+            self._analyse(pl_module, parts.calls)
+            if self.groups is None or not self.groups.num_units:
+                raise self._untraceable
+            rank_zero_warn(only_parts(parts, self._untraceable), category=PruningWarning)
+            return True
+        try:
+            self._analyse(pl_module, self._watched_calls(pl_module, watch))
+        except TraceError as error:
+            if not error.in_forward:
+                raise
+            self._untraceable = error
+            return False
+        return True
+
+    def _watched_calls(self, pl_module: LightningModule, watch: CallCapture | None) -> list[Call]:
+        """Return how the first batch called the network."""
+        calls = watch.calls if watch is not None else []
         if not calls:
             wanted = f"`{self.target}`" if self.target else "a network"
             raise MisconfigurationException(
@@ -337,7 +369,7 @@ class TaylorPruningCallback(Callback):
     def _find_groups(self, pl_module: LightningModule, calls: Sequence[Call], kept: Any) -> ChannelGroups:
         """Analyse the network; of a pruned one what it was before, so that its groups and units are always the same."""
         if kept is None:
-            groups = groups_of_calls(pl_module, calls, rewrite_hard_coded=self.rewrite_hard_coded)
+            groups = groups_of_calls(pl_module, calls, rewrite_hard_coded=self.rewrite_hard_coded, fixed=self._fixed)
             attributes = attributes_of(pl_module)
             for rule in groups.structure.size_rules:
                 attributes.setdefault(rule.module, {})[rule.path] = rule.original
@@ -345,13 +377,14 @@ class TaylorPruningCallback(Callback):
                 "shapes": shapes_of(pl_module),
                 "attributes": attributes,
                 "calls": encode_calls(calls, pl_module.device),
+                "fixed": list(self._fixed),
             }
             return groups
         now = attributes_of(pl_module)
         shapes = {name: tuple(shape) for name, shape in self._original["shapes"].items()}
         try:
             set_attributes_of(pl_module, self._original["attributes"])
-            groups = groups_of_calls(pl_module, calls, shapes, self.rewrite_hard_coded)
+            groups = groups_of_calls(pl_module, calls, shapes, self.rewrite_hard_coded, self._fixed)
         finally:
             set_attributes_of(pl_module, now)
         return groups.restricted(kept)
@@ -485,6 +518,7 @@ class TaylorPruningCallback(Callback):
             return
         self._resumed = dict(state_dict)
         self._original = state_dict["original"]
+        self._fixed = tuple(self._original.get("fixed", ()))
         self.history = copy.deepcopy(state_dict["history"])
         self._intervals = state_dict["intervals"]
         self._refused = set(state_dict["refused"])

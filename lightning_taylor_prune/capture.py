@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -17,25 +18,31 @@ _MOST_SIGNATURES = 8
 """Ways of calling one module that are looked at; a loop over many input sizes needs no more to show what ties."""
 
 
-class CallCapture:
-    """Records, until closed, every outermost call of a module that has parameters.
+class ModuleWatch(ABC):
+    """Sees, until closed, every call of some modules, and keeps how they are called.
 
-    What is recorded are the arguments' shapes, not their values: no memory is held.
+    What is kept are the arguments' shapes, not their values: no memory is held.
 
     Args:
         root: The network; names are relative to it.
-        target: Name of the only module to watch, or ``None`` for whichever are called first.
+        names: Names of the modules to watch, or ``None`` for all; those without parameters are passed over.
     """
 
-    def __init__(self, root: nn.Module, target: str | None) -> None:
+    def __init__(self, root: nn.Module, names: Collection[str] | None) -> None:
         self._calls: dict[Any, Call] = {}
-        self._depth = 0
-        watched = {target: root.get_submodule(target)} if target is not None else dict(root.named_modules())
         self._handles = []
-        for name, module in watched.items():
-            if any(True for _ in module.parameters()):
+        for name, module in root.named_modules():
+            if (names is None or name in names) and any(True for _ in module.parameters()):
                 self._handles.append(module.register_forward_pre_hook(self._pre_hook(name), with_kwargs=True))
                 self._handles.append(module.register_forward_hook(self._post_hook, always_call=True))
+
+    @abstractmethod
+    def on_call(self, call: Call) -> None:
+        """A module is called."""
+
+    @abstractmethod
+    def on_return(self) -> None:
+        """The call that began last is over."""
 
     @property
     def calls(self) -> list[Call]:
@@ -49,25 +56,46 @@ class CallCapture:
 
     def _pre_hook(self, name: str) -> Any:
         def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if _is_redirected(module):
-                return
-            if self._depth == 0:
-                self._record(Call(name, args, kwargs, current_autocast()))
-            self._depth += 1
+            if not _is_redirected(module):
+                self.on_call(Call(name, args, kwargs, current_autocast()))
 
         return pre_hook
 
     def _post_hook(self, module: nn.Module, args: Any, output: Any) -> None:
         if not _is_redirected(module):
-            self._depth = max(self._depth - 1, 0)
+            self.on_return()
 
-    def _record(self, call: Call) -> None:
+    def record(self, call: Call) -> None:
+        """Keep a call if none like it is there."""
         leaves, structure = tree_flatten((call.args, dict(call.kwargs)))
         signature = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else repr(x)[:100] for x in leaves)
         key = (call.module, str(structure), signature)
         if key not in self._calls and sum(k[0] == call.module for k in self._calls) < _MOST_SIGNATURES:
             with torch.no_grad():
                 self._calls[key] = tree_fake(call, FakeTensorMode(allow_non_fake_inputs=True))
+
+
+class CallCapture(ModuleWatch):
+    """Records, until closed, every outermost call of a module that has parameters.
+
+    Args:
+        root: The network; names are relative to it.
+        target: Name of the only module to watch, or ``None`` for whichever are called first.
+    """
+
+    def __init__(self, root: nn.Module, target: str | None) -> None:
+        super().__init__(root, None if target is None else {target})
+        self._depth = 0
+
+    def on_call(self, call: Call) -> None:
+        """Keep the call if it is an outermost one."""
+        if self._depth == 0:
+            self.record(call)
+        self._depth += 1
+
+    def on_return(self) -> None:
+        """Go up by one level."""
+        self._depth = max(self._depth - 1, 0)
 
 
 def encode_calls(calls: Sequence[Call], device: torch.device) -> list[dict[str, Any]] | None:
@@ -93,6 +121,7 @@ def encode_calls(calls: Sequence[Call], device: torch.device) -> list[dict[str, 
                 "args": tree_map(encode, call.args),
                 "kwargs": tree_map(encode, dict(call.kwargs)),
                 "autocast": None if call.autocast is None else call.autocast[1],
+                "piece": call.piece,
             }
             for call in calls
         ]
@@ -121,6 +150,7 @@ def decode_calls(encoded: Sequence[dict[str, Any]], device: torch.device) -> lis
             tuple(tree_map(decode, call["args"], is_leaf=is_leaf)),
             tree_map(decode, call["kwargs"], is_leaf=is_leaf),
             None if call["autocast"] is None else (device.type, call["autocast"]),
+            call.get("piece", False),
         )
         for call in encoded
     ]

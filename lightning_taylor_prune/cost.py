@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
+from lightning_taylor_prune.parts import run_for_real
 from lightning_taylor_prune.trace import Call, fake_trace, run
 
 
@@ -34,7 +36,8 @@ class Cost:
 def measure_cost(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None) -> Cost:
     """Count parameters, MACs and filters of a network in evaluation mode, without computing anything.
 
-    MACs come from :class:`torch.utils.flop_counter.FlopCounterMode`.
+    One that depends on the values of tensors (a detector, say) is run for real. MACs come from
+    :class:`torch.utils.flop_counter.FlopCounterMode`.
 
     Args:
         model: Any network; it comes out untouched.
@@ -46,11 +49,14 @@ def measure_cost(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[
         Cost(params=224, macs=13824, filters=8)
     """
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    flags = {name: False for name, _ in model.named_modules()}
-    recorded = fake_trace(model, Call("", args, dict(example_kwargs or {})), flags)
-    counter = flop_counter()
-    with counter:
-        run(model, recorded, recorded.tensors, lambda func, args, kwargs: func(*args, **kwargs))
+    call = Call("", args, dict(example_kwargs or {}))
+    recorded = fake_trace(model, call, {name: False for name, _ in model.named_modules()})
+    try:
+        with flop_counter() as counter:
+            run(model, recorded, recorded.tensors, lambda func, args, kwargs: func(*args, **kwargs))
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        with flop_counter() as counter:
+            run_for_real(model, call, training=False)
     return Cost(
         params=sum(parameter.numel() for parameter in model.parameters()),
         macs=counter.get_total_flops() // 2,

@@ -10,7 +10,15 @@ class PruningError(RuntimeError):
 
 
 class TraceError(PruningError):
-    """The network cannot be traced; the message names the line of the user's code and what to do."""
+    """The network cannot be traced; the message names the line of the user's code and what to do.
+
+    Attributes:
+        in_forward: The forward pass itself could not be followed; parts of the network may be traced all the same.
+    """
+
+    def __init__(self, message: str, in_forward: bool = False) -> None:
+        super().__init__(message)
+        self.in_forward = in_forward
 
 
 class PlanError(PruningError, ValueError):

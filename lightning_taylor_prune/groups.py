@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -15,6 +15,7 @@ from torch import nn
 from lightning_taylor_prune.errors import PlanError, PruningWarning, TraceError
 from lightning_taylor_prune.evidence import Trial, find_rewriting, find_size_rules, find_ties, leaves_a_choice
 from lightning_taylor_prune.interpret import Axis, Site, Tie, interpret
+from lightning_taylor_prune.parts import Parts, parts_of_call
 from lightning_taylor_prune.plan import Cut, Indices, PruningPlan
 from lightning_taylor_prune.rules.base import alternatives_of, find_rule
 from lightning_taylor_prune.rules.movement import reshape
@@ -322,7 +323,8 @@ def find_groups(
     """Find which channels of a network can leave, and which must leave together.
 
     The network is run on fake tensors, in training and in evaluation mode; nothing is computed, and it comes out
-    untouched.
+    untouched. One that depends on the values of tensors (a detector, say) is run for real once, and the parts of it
+    that do not are analysed: backbone and heads.
 
     Args:
         model: Any network.
@@ -346,8 +348,24 @@ def find_groups(
         [('0', 8)]
     """
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    calls = [Call("", args, dict(example_kwargs or {}))]
-    return groups_of_calls(model, calls, rewrite_hard_coded=rewrite_hard_coded)
+    call = Call("", args, dict(example_kwargs or {}))
+    try:
+        return groups_of_calls(model, [call], rewrite_hard_coded=rewrite_hard_coded)
+    except TraceError as error:
+        parts = parts_of_call(model, call) if error.in_forward else None
+        if not parts or not parts.calls:
+            raise
+        groups = groups_of_calls(model, parts.calls, rewrite_hard_coded=rewrite_hard_coded, fixed=parts.fixed)
+        if not groups.num_units:
+            raise
+        warnings.warn(only_parts(parts, error), PruningWarning, stacklevel=2)
+        return groups
+
+
+def only_parts(parts: Parts, error: TraceError) -> str:
+    """Say that a network is pruned in parts, and why."""
+    names = ", ".join(f"`{name}`" for name in parts.names)
+    return f"Only these parts of the network can be pruned: {names}. Of the whole: {error}"
 
 
 def groups_of_calls(
@@ -355,6 +373,7 @@ def groups_of_calls(
     calls: Sequence[Call],
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     rewrite_hard_coded: bool = False,
+    fixed: Collection[str] = (),
 ) -> ChannelGroups:
     """Find groups over several ways in which a network is called; what any of them ties together is tied.
 
@@ -363,9 +382,10 @@ def groups_of_calls(
         calls: How it is called.
         shapes: Shapes of its parameters and buffers, where the groups are to be those of the network as it was.
         rewrite_hard_coded: As in :func:`find_groups`.
+        fixed: Names of parameters and buffers that must stay as they are, since they are used outside of the calls.
     """
     traces = [t for call in calls for t in _trace_both_modes(model, call, shapes)]
-    analysis = _Analysis(model, traces, rewrite_hard_coded)
+    analysis = _Analysis(model, traces, rewrite_hard_coded, fixed)
     groups, stuck = analysis.settle()
     while stuck is not None:
         groups, stuck = analysis.tie(stuck) or analysis.blame(stuck)
@@ -384,8 +404,10 @@ class _Stuck:
 class _Analysis:
     """Interprets traces until the network's code agrees with what is predicted."""
 
-    def __init__(self, model: nn.Module, traces: Sequence[Trace], rewrite_hard_coded: bool) -> None:
-        self._model, self._traces, self._rewrite = model, traces, rewrite_hard_coded
+    def __init__(
+        self, model: nn.Module, traces: Sequence[Trace], rewrite_hard_coded: bool, fixed: Collection[str]
+    ) -> None:
+        self._model, self._traces, self._rewrite, self._fixed = model, traces, rewrite_hard_coded, fixed
         self._blamed: dict[Site, tuple[int, str]] = {}
         self._ties: tuple[Tie, ...] = ()
         self._learnt: tuple[tuple[SizeRule, ...], tuple[str, ...]] = (), ()
@@ -393,7 +415,7 @@ class _Analysis:
 
     def settle(self, ties: Sequence[Tie] = ()) -> tuple[ChannelGroups, _Stuck | None]:
         """Interpret with more ties and try the outcome; what was learnt of attributes so far is kept."""
-        structure = Structure(interpret(self._traces, self._blamed, (*self._ties, *ties)))
+        structure = Structure(interpret(self._traces, self._blamed, (*self._ties, *ties), self._fixed))
         rules, structure.rewritten = self._learnt
         structure.size_rules = tuple(rule for rule in rules if structure.has(rule.follows))
         groups = ChannelGroups(structure)
@@ -484,7 +506,7 @@ def _probe(model: nn.Module, groups: ChannelGroups, rewrite: bool) -> _Stuck | N
     return None
 
 
-def _patterns(groups: ChannelGroups) -> Iterator[dict[str, Sequence[int]]]:
+def _patterns(groups: ChannelGroups) -> Iterator[Mapping[str, Sequence[int]]]:
     """Yield trial cuts that tell groups of one size apart: code that takes one's size for another's must not fit."""
     places: dict[str, int] = {}
     peers: dict[int, int] = {}
@@ -510,10 +532,10 @@ def _from_what_stays(groups: ChannelGroups, patterns: Sequence[Mapping[str, Sequ
             stays[groups[name].roots[list(units)]] = False
     chosen: dict[str, set[int]] = {}
     for roots in groups.structure.argument_roots():
-        units = groups.units_of(roots)
-        if not stays[roots].all() or (units < 0).all():
+        counted = groups.units_of(roots)
+        if not stays[roots].all() or (counted < 0).all():
             continue
-        group, unit = groups.group_of(int(units[units >= 0][0]))
+        group, unit = groups.group_of(int(counted.max()))
         if len(chosen.get(group.name, ())) < group.num_channels - 1:
             chosen.setdefault(group.name, set()).add(unit)
     return {name: sorted(units) for name, units in chosen.items()}

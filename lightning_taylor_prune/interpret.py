@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import getitem
 from typing import Any, NamedTuple
@@ -91,7 +91,10 @@ class Interpretation:
 
 
 def interpret(
-    traces: Sequence[Trace], blamed: Mapping[Site, tuple[int, str]], ties: Sequence[Tie] = ()
+    traces: Sequence[Trace],
+    blamed: Mapping[Site, tuple[int, str]],
+    ties: Sequence[Tie] = (),
+    fixed: Collection[str] = (),
 ) -> Interpretation:
     """Run traces on labels.
 
@@ -99,12 +102,16 @@ def interpret(
         traces: Traces of one network; they share its parameters.
         blamed: Operators whose first interpretation the network's code contradicted: how often, and the message.
         ties: Axes to tie beyond what the operators do.
+        fixed: Names of parameters and buffers that are also used outside of the traces.
     """
     space = LabelSpace()
     axes, parameters = _label_parameters(space, traces[0])
     runs = [_Run(space, trace, number, parameters, blamed) for number, trace in enumerate(traces)]
     for tie in ties:
         _apply_tie(space, runs, tie)
+    for name in fixed:
+        for f in parameters[name].fields:
+            space.lock(f, "is also used where the network cannot be traced")
     _lock_unused(space, traces, parameters)
     _settle_rectangles(space, runs, blamed)
     starts = np.array([axis.start for axis in axes] + [np.inf])
@@ -188,9 +195,10 @@ class _Run:
                 self._share_liveness(node)
             if isinstance(self._values.get(node), Labels):
                 self._sharing.setdefault(_storage_of(node), []).append(node)
+        why = f"leaves `{trace.call.module}`, around which the network cannot be traced"
         for node in trace.outputs:
             for f in self._values[node].fields:
-                space.lock(f, "is an output of the network")
+                space.lock(f, why if trace.call.piece else "is an output of the network")
 
     @staticmethod
     def _placeholder(node: Node, parameters: Mapping[str, Labels]) -> Labels:

@@ -19,6 +19,7 @@ from lightning_taylor_prune.interpret import AxisRef, Interpretation
 from lightning_taylor_prune.labels import Field, Labels, axes_of, first_along
 from lightning_taylor_prune.modules import AttributeUpdate, size_updates
 from lightning_taylor_prune.rules.base import Expectation
+from lightning_taylor_prune.trace import Trace
 
 Alive = npt.NDArray[np.bool_]
 Shape = tuple[int, ...]
@@ -180,7 +181,10 @@ class Structure:
             for run in interpretation.expectations
         ]
         self._macs = [
-            self._cost(counter, factor, fields) for costs in interpretation.macs[0].values() for factor, fields in costs
+            self._cost(counter, factor, fields)
+            for number in _traces_of_one_run(interpretation.traces)
+            for costs in interpretation.macs[number].values()
+            for factor, fields in costs
         ]
         self._flat, self._starts = counter.finish()
         self.size_rules: tuple[SizeRule, ...] = ()
@@ -254,7 +258,7 @@ class Structure:
         return [u for name, sizes in wanted.items() for u in size_updates(root.get_submodule(name), sizes)]
 
     def macs(self, alive: Alive) -> int:
-        """Return the MACs of the first traced call."""
+        """Return the MACs of the first traced call; of all parts, where the network cannot be traced as a whole."""
         counts = self.counts(alive)
         return sum(factor * math.prod(counts[n] for n in numbers) for factor, numbers in self._macs)
 
@@ -276,6 +280,12 @@ class Structure:
                 seen.add(id(tensor))
                 rules[name] = ShapeRule(tuple(tensor.shape), tuple(counted.get(name, ())))
         return rules
+
+
+def _traces_of_one_run(traces: Sequence[Trace]) -> list[int]:
+    """Return the numbers of the traces that make up one run: the first, or every part in the first one's mode."""
+    first = traces[0]
+    return [i for i, t in enumerate(traces) if t is first or (t.call.piece and t.training == first.training)]
 
 
 def _find_families(structure: Structure) -> tuple[Family, ...]:

@@ -14,7 +14,7 @@ import random
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import getitem
 from typing import Any
 
@@ -48,12 +48,14 @@ class Call:
         args: Positional arguments; tensors in them may be real or fake.
         kwargs: Keyword arguments, likewise.
         autocast: Device type and dtype, if the call is made under autocast.
+        piece: The call is one of several that are traced in place of a network that cannot be traced as a whole.
     """
 
     module: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     autocast: tuple[str, torch.dtype] | None = None
+    piece: bool = False
 
 
 @dataclass(eq=False)
@@ -148,7 +150,7 @@ def trace(
     try:
         result, leaked = run(root, recorded, recorded.tensors, builder.record)
     except Exception as error:
-        raise TraceError(_explain(error, call)) from error
+        raise TraceError(_explain(error, call), in_forward=True) from error
     recorded.outputs = builder.find_nodes([result, leaked])
     recorded.graph.output(tuple(recorded.outputs))
     return recorded
@@ -211,7 +213,7 @@ def tree_fake(call: Call, mode: FakeTensorMode) -> Call:
         return mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
 
     args, kwargs = tree_map_only(Tensor, fake, (call.args, dict(call.kwargs)))
-    return Call(call.module, args, kwargs, call.autocast)
+    return replace(call, args=args, kwargs=kwargs)
 
 
 def current_autocast() -> tuple[str, torch.dtype] | None:

@@ -11,7 +11,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.groups import ChannelGroups
 from lightning_taylor_prune.plan import PruningPlan
 from lightning_taylor_prune.rules.base import find_rule, operator_name
-from lightning_taylor_prune.trace import find_tensors
+from lightning_taylor_prune.trace import Call, find_tensors
 from recipes.coverage_models import Built, Entry
 
 RATIO = 0.5
@@ -119,7 +119,9 @@ class _Run:
         self.record.update(self._stage("describe_groups", lambda: facts(groups)))
         self._note_cost("before", built)
         original = self._stage("forward_original", lambda: evaluate(built))
-        groups = self._cut_exact(built, groups, original)
+        parts = self._stage("watch_parts", lambda: calls_of_parts(built, groups))
+        self.record["parts"] = sorted({part.module for part in parts})
+        groups = self._cut_exact(built, groups, parts)
         self._cut_rest(built, groups, original)
         self._note_cost("after", built)
         self.record["loss"] = self._stage("train", lambda: training_step(built))
@@ -130,16 +132,17 @@ class _Run:
         cost = self._stage(f"cost_{when}", lambda: measure_cost(built.model, built.args, built.kwargs))
         self.record[f"params_{when}"], self.record[f"macs_{when}"] = cost.params, cost.macs
 
-    def _cut_exact(self, built: Built, groups: ChannelGroups, original: list[Tensor]) -> ChannelGroups:
+    def _cut_exact(self, built: Built, groups: ChannelGroups, parts: Sequence[Call]) -> ChannelGroups:
         """Cut the groups whose removal is the same as zeroing; compare with the network that is zeroed there."""
+        original = evaluate_parts(built, parts)
         plan = half_of(groups, lambda g: g.exact)
         self.record["exact_units_cut"] = len(plan)
         if not plan:
             return groups
         self._stage("mask", lambda: mask_readers_(built.model, plan))
-        masked = self._stage("forward_masked", lambda: evaluate(built))
+        masked = self._stage("forward_masked", lambda: evaluate_parts(built, parts))
         groups = self._stage("cut", lambda: prune_(built.model, plan))
-        pruned = self._stage("forward_pruned", lambda: evaluate(built))
+        pruned = self._stage("forward_pruned", lambda: evaluate_parts(built, parts))
         self.record["masking_effect"] = relative_difference(masked, original)
         self.record["masked_error"] = error = relative_difference(pruned, masked)
         if not error <= TOLERANCE:
@@ -209,12 +212,41 @@ def _fill_(name: str, tensor: Tensor, generator: torch.Generator) -> None:
 
 def evaluate(built: Built) -> list[Tensor]:
     """Return all tensors that come out in evaluation mode, with a fixed random state."""
+    return evaluate_parts(built, [Call("", built.args, built.kwargs)])
+
+
+def evaluate_parts(built: Built, parts: Sequence[Call]) -> list[Tensor]:
+    """Return all tensors that come out of calls in evaluation mode, with a fixed random state."""
     built.model.eval()
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        output = find_tensors(built.model(*built.args, **built.kwargs))
+        output = find_tensors([built.model.get_submodule(c.module)(*c.args, **c.kwargs) for c in parts])
     built.model.train()
     return [t.detach().clone() for t in output if t.is_floating_point()]
+
+
+def calls_of_parts(built: Built, groups: ChannelGroups) -> list[Call]:
+    """Return the calls whose outcomes are compared: the network's own, or those of the parts that were traced.
+
+    A network that is traced in parts chooses by values (which boxes, say): what rounds differently may choose others.
+    Each part is therefore called with what it got in the network as it was built.
+    """
+    names = {t.call.module for t in groups.structure.interpretation.traces if t.call.piece}
+    if not names:
+        return [Call("", built.args, built.kwargs)]
+    found: dict[str, Call] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        return lambda module, args, kwargs: found.setdefault(name, Call(name, args, kwargs)) and None
+
+    modules = [(name, built.model.get_submodule(name)) for name in sorted(names)]
+    handles = [module.register_forward_pre_hook(watch(name), with_kwargs=True) for name, module in modules]
+    try:
+        evaluate(built)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(found.values())
 
 
 def training_step(built: Built) -> float:
