@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TESTS ?= not slow
 WORKERS ?= 2
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow fuzz lint clean
 
 demo: .venv/installed-recipes  ## train, prune, retrain and compare a small network on real images
 	$(BIN)/python recipes/prune.py
@@ -15,6 +15,9 @@ test: .venv/installed-browser  ## the test suite, without the sweeps over large 
 
 test-slow: .venv/installed-dev  ## the sweeps over large networks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+fuzz: .venv/installed-dev  ## the laws on 2,000 random networks each, instead of 40
+	FUZZ_NETWORKS=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_fuzz.py
 
 lint: .venv/installed-dev  ## style, formatting and types
 	$(BIN)/ruff check .

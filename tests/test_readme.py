@@ -11,7 +11,9 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "READ
 
 
 @pytest.mark.parametrize(
-    ("number", "last_line"), [(0, "72"), (2, "Cost(")], ids=["callback in a Trainer", "without a Trainer"]
+    ("number", "last_line"),
+    [(0, "72"), (2, "Cost("), (3, "6 6 gains 6")],
+    ids=["callback in a Trainer", "without a Trainer", "your own operators and modules"],
 )
 def test_snippet_runs(number: int, last_line: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(SNIPPETS[number], f"README.md, snippet {number}", "exec"), {"__name__": "snippet"})
