@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_taylor_prune.arguments import check_arguments, check_positive, check_stop_at
-from lightning_taylor_prune.capture import CallCapture, decode_calls, encode_calls
+from lightning_taylor_prune.capture import CallCapture, decode_calls, encode_calls, from_text, to_text
 from lightning_taylor_prune.checkpoint import (
     KEY,
     attributes_of,
@@ -27,7 +27,7 @@ from lightning_taylor_prune.errors import PlanError, PruningError, PruningWarnin
 from lightning_taylor_prune.groups import ChannelGroups, groups_of_calls, only_parts
 from lightning_taylor_prune.importance import CRITERIA, Criterion, normalize_scores, warn_unscored
 from lightning_taylor_prune.optimizers import OptimizerStateMode
-from lightning_taylor_prune.parts import PartWatch
+from lightning_taylor_prune.parts import Parts, PartWatch
 from lightning_taylor_prune.plan import PruningPlan
 from lightning_taylor_prune.report import filters_table
 from lightning_taylor_prune.selection import Choice, Options, choose, excluded_groups, highest_removed, score_summary
@@ -320,7 +320,7 @@ class TaylorPruningCallback(Callback):
         self._close_capture()
         if isinstance(watch, PartWatch):
             assert self._untraceable is not None
-            parts = watch.parts()
+            parts = self._same_parts(watch.parts(), pl_module)
             if not parts.calls:
                 raise self._untraceable
             self._fixed = parts.fixed
@@ -337,6 +337,18 @@ class TaylorPruningCallback(Callback):
             self._untraceable = error
             return False
         return True
+
+    def _same_parts(self, parts: Parts, pl_module: LightningModule) -> Parts:
+        """Take the parts that rank 0 saw: what is called depends on values, and these on the rank."""
+        ranks = self._ranks
+        if ranks is None or ranks.count == 1:
+            return parts
+        own = {"calls": encode_calls(parts.calls, pl_module.device), "fixed": list(parts.fixed)}
+        found = from_text(ranks.from_first(to_text(own)))
+        if found["calls"] is None:
+            ranks.agree(" ".join(parts.names))
+            return parts
+        return Parts(tuple(decode_calls(found["calls"], pl_module.device)), tuple(found["fixed"]))
 
     def _watched_calls(self, pl_module: LightningModule, watch: CallCapture | None) -> list[Call]:
         """Return how the first batch called the network."""

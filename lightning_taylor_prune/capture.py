@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -154,6 +156,18 @@ def decode_calls(encoded: Sequence[dict[str, Any]], device: torch.device) -> lis
         )
         for call in encoded
     ]
+
+
+def to_text(content: Any) -> str:
+    """Write what a checkpoint may hold as text, for a message to other ranks."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def from_text(text: str) -> Any:
+    """Read what :func:`to_text` wrote."""
+    return torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True)
 
 
 _TENSOR = "tensor: shape, stride, dtype, on the network's device, requires_grad"

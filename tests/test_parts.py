@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_taylor_prune import PruningWarning, TaylorPruningCallback, TraceError, find_groups, measure_cost, prune_
 from lightning_taylor_prune.parts import parts_of_call
 from lightning_taylor_prune.trace import Call
+from tests.distributed import run_ranks
 from tests.lightning_modules import Classifier, loader, trainer
 from tests.oracles import (
     differences,
@@ -146,6 +150,37 @@ def test_cost_counts_a_real_run() -> None:
 
 
 # --- in training ---------------------------------------------------------------------------------------------------
+
+
+class Choosy(Detector):
+    """Has a second head, which only bright images get to see: on one rank, not on the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads["bright"] = nn.Sequential(nn.Linear(10, 7), nn.ReLU(), nn.Linear(7, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = super().forward(x)
+        return found + self.heads["bright"](found) if x.mean() > 5 else found
+
+
+def train_on_a_rank() -> tuple[list[str], int]:
+    """Train in this rank of a job; returns the groups and what is left of the network."""
+    rank = int(os.environ["RANK"])
+    data = TensorDataset(torch.randn(32, 1, 8, 8) + 10 * (1 - rank), torch.randint(4, (32,)))
+    torch.manual_seed(0)
+    module, pruning = Classifier(Choosy()), callback()
+    strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=True)
+    run = trainer(pruning, strategy=strategy, devices=2, max_epochs=4, use_distributed_sampler=False)
+    run.fit(module, DataLoader(data, batch_size=8))
+    assert pruning.groups is not None
+    return [group.name for group in pruning.groups], sum(p.numel() for p in module.parameters())
+
+
+def test_ranks_that_see_other_parts_prune_the_same(tmp_path: Path) -> None:
+    first, second = run_ranks(train_on_a_rank, tmp_path)
+    assert first == second
+    assert first[0] == ["network.backbone.0", "network.glance.0", "network.heads.look.0", "network.heads.bright.0"]
 
 
 class Detecting(Classifier):
