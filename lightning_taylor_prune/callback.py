@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_taylor_prune.arguments import check_arguments, check_positive, check_stop_at
-from lightning_taylor_prune.capture import CallCapture, decode_calls, encode_calls, from_text, to_text
+from lightning_taylor_prune.capture import decode_calls, encode_calls
 from lightning_taylor_prune.checkpoint import (
     KEY,
     attributes_of,
@@ -24,10 +24,9 @@ from lightning_taylor_prune.checkpoint import (
     shapes_of,
 )
 from lightning_taylor_prune.errors import PlanError, PruningError, PruningWarning, TraceError
-from lightning_taylor_prune.groups import ChannelGroups, groups_of_calls, only_parts
+from lightning_taylor_prune.groups import ChannelGroups, groups_of_calls
 from lightning_taylor_prune.importance import CRITERIA, Criterion, normalize_scores, warn_unscored
 from lightning_taylor_prune.optimizers import OptimizerStateMode
-from lightning_taylor_prune.parts import Parts, PartWatch
 from lightning_taylor_prune.plan import PruningPlan
 from lightning_taylor_prune.report import filters_table
 from lightning_taylor_prune.selection import Choice, Options, choose, excluded_groups, highest_removed, score_summary
@@ -46,6 +45,7 @@ from lightning_taylor_prune.trainers import (
     window_correction,
 )
 from lightning_taylor_prune.verify import Divergence
+from lightning_taylor_prune.watching import Watch
 
 
 class TaylorPruningCallback(Callback):
@@ -150,8 +150,7 @@ class TaylorPruningCallback(Callback):
         self.filters_after: dict[str, int] = {}
         self.stop_reason: str | None = None
         self._scores: Criterion | None = None
-        self._capture: CallCapture | PartWatch | None = None
-        self._untraceable: TraceError | None = None
+        self._watch = Watch(target)
         self._fixed: tuple[str, ...] = ()
         self._batch_size = 1
         self._seen_step = -1
@@ -220,9 +219,8 @@ class TaylorPruningCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Watch the first batch, to see how the network is called; the second too, if only parts can be traced."""
         self._validation.withdraw(trainer)
-        if self.groups is None and self._capture is None and self.stop_reason is None:
-            watch = CallCapture if self._untraceable is None else PartWatch
-            self._capture = watch(pl_module, self.target)
+        if self.groups is None and self.stop_reason is None:
+            self._watch.begin(pl_module)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take in the gradients of one optimizer step, once they are complete."""
@@ -281,7 +279,7 @@ class TaylorPruningCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print what has become of every layer."""
         self._validation.withdraw(trainer)
-        self._close_capture()
+        self._watch.close()
         if self._scores is not None:
             self._scores.close()
         if self.groups is not None and self.history:
@@ -289,7 +287,7 @@ class TaylorPruningCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""
-        self._close_capture()
+        self._watch.close()
         if self._scores is not None:
             self._scores.close()
 
@@ -298,7 +296,7 @@ class TaylorPruningCallback(Callback):
         self.history, self.groups, self.stop_reason = [], None, None
         self.filters_before, self.filters_after = {}, {}
         self._scores, self._intervals, self._refused = None, 0, set()
-        self._untraceable, self._fixed = None, ()
+        self._watch, self._fixed = Watch(self.target), ()
         self._original, self._resumed = {}, {}
 
     # --- analysis and scores ------------------------------------------------------------------------------------
@@ -306,60 +304,18 @@ class TaylorPruningCallback(Callback):
     def _intervals_at(self, step: int) -> int:
         return max(step - self.start_step, 0) // self.every_n_steps
 
-    def _close_capture(self) -> None:
-        if self._capture is not None:
-            self._capture.close()
-            self._capture = None
-
     def _analyse_watched(self, pl_module: LightningModule) -> bool:
-        """Find groups from what the last batch showed; says whether it showed enough.
-
-        Of a network that cannot be traced as a whole, the next batch has to show how its parts are called.
-        """
-        watch = self._capture
-        self._close_capture()
-        if isinstance(watch, PartWatch):
-            assert self._untraceable is not None
-            parts = self._same_parts(watch.parts(), pl_module)
-            if not parts.calls:
-                raise self._untraceable
-            self._fixed = parts.fixed
-            self._analyse(pl_module, parts.calls)
-            if self.groups is None or not self.groups.num_units:
-                raise self._untraceable
-            rank_zero_warn(only_parts(parts, self._untraceable), category=PruningWarning)
-            return True
+        """Find groups from what the last batch showed; says whether it showed enough."""
+        seen = self._watch.end(pl_module, self._ranks)
+        self._fixed = seen.fixed
         try:
-            self._analyse(pl_module, self._watched_calls(pl_module, watch))
+            self._analyse(pl_module, seen.calls)
         except TraceError as error:
-            if not error.in_forward:
-                raise
-            self._untraceable = error
+            self._watch.look_closer(error)
             return False
+        if seen.in_parts:
+            rank_zero_warn(seen.in_parts, category=PruningWarning)
         return True
-
-    def _same_parts(self, parts: Parts, pl_module: LightningModule) -> Parts:
-        """Take the parts that rank 0 saw: what is called depends on values, and these on the rank."""
-        ranks = self._ranks
-        if ranks is None or ranks.count == 1:
-            return parts
-        own = {"calls": encode_calls(parts.calls, pl_module.device), "fixed": list(parts.fixed)}
-        found = from_text(ranks.from_first(to_text(own)))
-        if found["calls"] is None:
-            ranks.agree(" ".join(parts.names))
-            return parts
-        return Parts(tuple(decode_calls(found["calls"], pl_module.device)), tuple(found["fixed"]))
-
-    def _watched_calls(self, pl_module: LightningModule, watch: CallCapture | None) -> list[Call]:
-        """Return how the first batch called the network."""
-        calls = watch.calls if watch is not None else []
-        if not calls:
-            wanted = f"`{self.target}`" if self.target else "a network"
-            raise MisconfigurationException(
-                f"Expected {type(pl_module).__name__}.training_step to call {wanted}, but in its first batch no such "
-                "call was seen, so that nothing can be pruned. Set `target` to the name of a submodule that it calls."
-            )
-        return calls
 
     def _analyse(self, pl_module: LightningModule, calls: Sequence[Call]) -> None:
         """Find groups from the ways in which the network is called."""
@@ -376,6 +332,7 @@ class TaylorPruningCallback(Callback):
         self._resumed = {}
         _say_what_is_locked(self.groups)
         if not self.groups.num_units:
+            self._watch.give_up()
             self._stop("nothing can be pruned: every channel is locked")
 
     def _find_groups(self, pl_module: LightningModule, calls: Sequence[Call], kept: Any) -> ChannelGroups:

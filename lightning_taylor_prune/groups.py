@@ -15,7 +15,7 @@ from torch import nn
 from lightning_taylor_prune.errors import PlanError, PruningWarning, TraceError
 from lightning_taylor_prune.evidence import Trial, find_rewriting, find_size_rules, find_ties, leaves_a_choice
 from lightning_taylor_prune.interpret import Axis, Site, Tie, interpret
-from lightning_taylor_prune.parts import Parts, parts_of_call
+from lightning_taylor_prune.parts import parts_of_call
 from lightning_taylor_prune.plan import Cut, Indices, PruningPlan
 from lightning_taylor_prune.rules.base import alternatives_of, find_rule
 from lightning_taylor_prune.rules.movement import reshape
@@ -358,14 +358,8 @@ def find_groups(
         groups = groups_of_calls(model, parts.calls, rewrite_hard_coded=rewrite_hard_coded, fixed=parts.fixed)
         if not groups.num_units:
             raise
-        warnings.warn(only_parts(parts, error), PruningWarning, stacklevel=2)
+        warnings.warn(parts.describe(str(error)), PruningWarning, stacklevel=2)
         return groups
-
-
-def only_parts(parts: Parts, error: TraceError) -> str:
-    """Say that a network is pruned in parts, and why."""
-    names = ", ".join(f"`{name}`" for name in parts.names)
-    return f"Only these parts of the network can be pruned: {names}. Of the whole: {error}"
 
 
 def groups_of_calls(

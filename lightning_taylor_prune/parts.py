@@ -38,6 +38,11 @@ class Parts:
         """Names of the parts."""
         return tuple(dict.fromkeys(call.module for call in self.calls))
 
+    def describe(self, reason: str) -> str:
+        """Say that only parts can be pruned, and why."""
+        names = ", ".join(f"`{name}`" for name in self.names)
+        return f"Only these parts of the network can be pruned: {names}. Of the whole: {reason}"
+
 
 class PartWatch(ModuleWatch):
     """Records, until closed, every call of every module that has parameters, and where parameters are used.
