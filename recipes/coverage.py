@@ -297,9 +297,12 @@ def as_markdown(records: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _findings(records: Iterable[Mapping[str, Any]]) -> list[str]:
+def _findings(records: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["## What went wrong", ""]
     lines += [f"- `{r['name']}`: {r['status']}: {r.get('error', '')}" for r in records if r["status"] != "ok"]
+    lines += ["", "## Traced in parts", ""]
+    lines += ["These depend on the values of tensors; what goes from one part to another keeps its width.", ""]
+    lines += [f"- `{r['name']}`: {', '.join(r['parts'])}" for r in records if any(r.get("parts", ()))]
     lines += ["", "## Why parameters are locked", ""]
     for record in records:
         reasons = list(record.get("locked_parameters", {}).items())
