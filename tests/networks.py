@@ -776,6 +776,71 @@ class WeightStandardised(_Parts):
         return x + F.conv2d(x, weight).mean((1, 2, 3), keepdim=True)
 
 
+class ScaledStdConv2d(nn.Conv2d):
+    """As in NFNets: filters are standardised by a batch normalisation over their flattened weights."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.scale = self.weight[0].numel() ** -0.5
+        self.gain = nn.Parameter(torch.rand(self.out_channels, 1, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        gain = (self.gain * self.scale).view(-1)
+        weight = F.batch_norm(rows, None, None, weight=gain, training=True, momentum=0.0).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+@network("weight_standardised_by_batch_norm")
+def weight_standardised_by_batch_norm() -> nn.Module:
+    return nn.Sequential(
+        ScaledStdConv2d(3, 10, 3),
+        nn.ReLU(),
+        ScaledStdConv2d(10, 10, 3, groups=10),
+        nn.ReLU(),
+        ScaledStdConv2d(10, 12, 3, padding=1),
+        nn.ReLU(),
+        ScaledStdConv2d(12, 14, 1),
+        nn.ReLU(),
+        head(14),
+    )
+
+
+def standardised_in_rows(weight: Tensor) -> Tensor:
+    rows = weight.view(weight.size(0), -1)
+    return ((rows - rows.mean(1, keepdim=True)) / (rows.std(1)[:, None] + 1e-5)).view_as(weight)
+
+
+def standardised_at_once(weight: Tensor) -> Tensor:
+    var, mean = torch.var_mean(weight, dim=[1, 2, 3], keepdim=True)
+    return (weight - mean) / torch.sqrt(var + 1e-5)
+
+
+def standardised_axis_by_axis(weight: Tensor) -> Tensor:
+    mean = weight.mean(1, keepdim=True).mean(2, keepdim=True).mean(3, keepdim=True)
+    weight = weight - mean
+    return weight / (weight.view(weight.size(0), -1).std(dim=1).view(-1, 1, 1, 1) + 1e-5).expand_as(weight)
+
+
+def standardised_as_layer(weight: Tensor) -> Tensor:
+    return F.layer_norm(weight, weight.shape[1:])
+
+
+@network("weight_standardised_in_rows", standardise=standardised_in_rows)
+@network("weight_standardised_at_once", standardise=standardised_at_once)
+@network("weight_standardised_axis_by_axis", standardise=standardised_axis_by_axis)
+@network("weight_standardised_as_layer", standardise=standardised_as_layer)
+class WeightStandardisedBy(_Stem):
+    def __init__(self, standardise: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.standardise = standardise
+        self.middle, self.last = conv(12, 10), conv(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(F.conv2d(x, self.standardise(self.stem.weight), self.stem.bias))
+        return self.last(F.relu(F.conv2d(x, self.standardise(self.middle.weight))))
+
+
 @network("tied_weights", lambda: (torch.randn(2, 9),))
 class TiedWeights(nn.Module):
     def __init__(self) -> None:

@@ -129,6 +129,11 @@ EXPECTED: dict[str, tuple[dict[str, int], dict[str, list[tuple[int, str]]]]] = {
         {"kernel_a": [(10, "aten.conv2d")], "kernel_b": [(10, "aten.conv2d")], "kernel_c": [(5, "output")]},
     ),
     "weight_standardised": ({"stem": 12}, {"last": [(5, "output")]}),
+    "weight_standardised_by_batch_norm": ({"0": 10, "4": 12, "6": 14}, {"8.2": [(5, "output")]}),
+    "weight_standardised_in_rows": ({"stem": 12, "middle": 10}, {"last": [(5, "output")]}),
+    "weight_standardised_at_once": ({"stem": 12, "middle": 10}, {"last": [(5, "output")]}),
+    "weight_standardised_axis_by_axis": ({"stem": 12, "middle": 10}, {"last": [(5, "output")]}),
+    "weight_standardised_as_layer": ({"stem": 12, "middle": 10}, {"last": [(5, "output")]}),
     "tied_weights": ({"encoder": 12}, {"last": [(5, "output")]}),
     "tied_transposed": ({"encoder": 12}, {"encoder": [(9, "aten.linear")]}),
     "embedding": ({"table": 12}, {"last": [(5, "output")]}),
@@ -169,6 +174,11 @@ INEXACT = {
     "max_over_channels": {"stem"},
     "maxout": {"stem"},
     "weight_standardised": {"stem"},
+    "weight_standardised_by_batch_norm": {"0", "4"},
+    "weight_standardised_in_rows": {"stem"},
+    "weight_standardised_at_once": {"stem"},
+    "weight_standardised_axis_by_axis": {"stem"},
+    "weight_standardised_as_layer": {"stem"},
 }
 
 # Groups that meet a normalisation, a mean or a maximum across channels: removing is not the same as zeroing there.

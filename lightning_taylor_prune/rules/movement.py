@@ -60,7 +60,9 @@ def reshape(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     if 0 in shape:
         ctx.lock_all([x], "has no elements")
         return Labels(shape)
-    fields = _one_per_axis(ctx, [_compact(ctx, reshape_field(f, x.shape, shape)) for f in x.fields])
+    # a weight counts its channels before its kernel positions, and these never leave
+    fields = sorted(x.fields, key=lambda f: f.min()) if x.static else x.fields
+    fields = _one_per_axis(ctx, [_compact(ctx, reshape_field(f, x.shape, shape)) for f in fields])
     for f in fields:
         if len(axes_of(f)) > 1:
             ctx.notes.rectangles.append((ctx.index, f, ()))

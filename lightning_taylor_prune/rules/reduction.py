@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from lightning_taylor_prune.labels import Field, Labels, axes_of
 from lightning_taylor_prune.modules import whole_groups_first
-from lightning_taylor_prune.rules.base import RuleContext, find_labels, pointwise, register_rule
+from lightning_taylor_prune.rules.base import RuleContext, find_labels, operator_name, pointwise, register_rule
 from lightning_taylor_prune.rules.movement import moved
 
 # --- normalisation ------------------------------------------------------------------------------------------------
@@ -26,17 +27,28 @@ def per_channel(ctx: RuleContext, x: Labels, vectors: Sequence[Labels | None], a
         )
         for v in given
     ]
-    return pointwise(ctx, [x, *spread], x.shape)
+    return replace(pointwise(ctx, [x, *spread], x.shape), static=all(v.static for v in (x, *given)))
 
 
 @register_rule("aten.batch_norm", "aten.instance_norm")
 def batch_norm(
-    ctx: RuleContext, x: Labels, weight: Any, bias: Any, mean: Any, var: Any, *args: Any, **kwargs: Any
+    ctx: RuleContext,
+    x: Labels,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    var: Any,
+    training: bool = True,
+    *args: Any,
+    **kwargs: Any,
 ) -> Labels:
-    """Statistics per channel: every channel stands for itself."""
+    """Statistics per channel: every channel stands for itself; what they are taken over is prunable, but inexactly."""
+    averaged = {axis for axis in range(len(x.shape)) if axis != 1} if training else set()
+    if ctx.node.target.__name__.startswith("instance_norm"):  # type: ignore[union-attr]
+        averaged.discard(0)
     for f in x.fields:
-        if any(axis != 1 for axis in axes_of(f)):
-            ctx.lock(f, "is averaged over, by a normalisation")
+        if averaged & set(axes_of(f)):
+            ctx.mark_inexact(f)
     return per_channel(ctx, x, [weight, bias, mean, var])
 
 
@@ -111,7 +123,7 @@ def reduce(ctx: RuleContext, *args: Any, **kwargs: Any) -> Any:
                 ctx.mark_inexact(f)
                 f = ctx.drop(f, axis)
         fields.append(f if keepdim else f.reshape([n for i, n in enumerate(f.shape) if i not in axes]))
-    if len(ctx.shapes) > 1 and _uses_indices(ctx):
+    if operator_name(ctx.node.target) in ("aten.max", "aten.min") and _uses_indices(ctx):
         ctx.lock_all([x], "is compared, and the position of the winner is used")
     results = [moved(x, shape, fields).computed() for shape in ctx.shapes]
     return results if isinstance(ctx.node.meta["val"], (tuple, list)) else results[0]
