@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,10 +66,24 @@ def measure_cost(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[
 
 
 def flop_counter() -> FlopCounterMode:
-    """Return torch's counter, with a formula for attention on the CPU, which older releases pass over."""
-    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    missing = {operator: lambda q, k, v, *args, **kwargs: sdpa_flop_count(q, k, v)}
-    return FlopCounterMode(display=False, custom_mapping={} if operator in flop_registry else missing)
+    """Return torch's counter, with formulas for what it passes over: bilinear layers, attention on the CPU (if old)."""
+    formulas = {
+        torch.ops.aten._trilinear: _trilinear_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    }
+    missing = {operator: formula for operator, formula in formulas.items() if operator not in flop_registry}
+    return FlopCounterMode(display=False, custom_mapping=missing)
+
+
+def _trilinear_flops(a: Any, b: Any, c: Any, *expanded: Sequence[int], **kwargs: Any) -> int:
+    """Count two for every product of three factors, which broadcast once each has gained its axes of size 1."""
+    shapes = []
+    for shape, axes in zip((a, b, c), expanded, strict=False):
+        sizes = list(shape)
+        for axis in axes:
+            sizes.insert(axis, 1)
+        shapes.append(sizes)
+    return 2 * math.prod(torch.broadcast_shapes(*shapes))
 
 
 def count_filters(model: nn.Module) -> int:

@@ -907,6 +907,60 @@ class InnerProduct(nn.Module):
         return self.last(self.a(x) @ self.b(y).t())
 
 
+@network("bilinear", lambda: (torch.randn(2, 9), torch.randn(2, 9)))
+class Bilinear(nn.Module):
+    """Both factors are read by one weight of three axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.both, self.last = (
+            nn.Linear(9, 12),
+            nn.Linear(9, 8),
+            nn.Bilinear(12, 8, 10),
+            nn.Linear(10, 5),
+        )
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.last(F.relu(self.both(F.relu(self.a(x)), F.relu(self.b(y)))))
+
+
+@network("max_unpool")
+class MaxUnpool(_Parts):
+    """As in SegNet: the decoder puts values back to where the maxima stood."""
+
+    def mix(self, x: Tensor) -> Tensor:
+        y, indices = F.max_pool2d(x, 2, return_indices=True)
+        return F.max_unpool2d(y.tanh(), indices, 2)
+
+
+@network("fourier_filter")
+class FourierFilter(_Parts):
+    """As in global filter networks: a weight per channel and frequency."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(12, 8, 5, 2))
+
+    def mix(self, x: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(x) * torch.view_as_complex(self.filter.contiguous()), s=x.shape[2:])
+
+
+@network("scattered_messages", lambda: (torch.randn(6, 9), torch.tensor([[0, 1, 2, 3, 3], [1, 2, 0, 4, 5]])))
+class ScatteredMessages(nn.Module):
+    """As in graph networks: rows are picked out by data and summed up by data, channels pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.message, self.last = nn.Linear(9, 12), nn.Linear(12, 10), nn.Linear(20, 5)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        messages = F.relu(self.message(F.relu(self.embed(x))[edges[0]]))
+        nothing = messages.new_zeros(x.shape[0], messages.shape[1])
+        added = nothing.index_add(0, edges[1], messages)
+        largest = nothing.scatter_reduce(0, edges[1][:, None].expand_as(messages), messages, "amax")
+        return self.last(torch.cat([added, largest], 1))
+
+
 @network("einsum", lambda: (torch.randn(2, 6, 9),))
 class Einsum(nn.Module):
     def __init__(self) -> None:

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from lightning_taylor_prune.labels import Field, Labels, axes_of, first_along, on_axis
-from lightning_taylor_prune.rules.base import RuleContext, combine, pointwise, register_rule
+from lightning_taylor_prune.rules.base import (
+    RuleContext,
+    align,
+    combine,
+    find_labels,
+    operator_name,
+    pointwise,
+    register_rule,
+)
 
 
 def contract(
@@ -127,6 +135,63 @@ def addmm(ctx: RuleContext, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -
     return pointwise(ctx, [product, bias], ctx.shape)
 
 
+@register_rule("aten.outer", "aten.ger")
+def outer(ctx: RuleContext, a: Labels, b: Labels) -> Labels:
+    """Every position of one vector with every position of another."""
+    return contract(ctx, [a, b], ["a", "b"], "ab", factor=0)  # an elementwise product: torch counts no operations
+
+
+@register_rule("aten.addr")
+def addr(ctx: RuleContext, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> Labels:
+    """``bias + outer(a, b)``."""
+    return pointwise(ctx, [outer(ctx, a, b), bias], ctx.shape)
+
+
+@register_rule("aten.inner", "aten.linalg_vecdot")
+def inner(ctx: RuleContext, a: Labels, b: Labels, dim: int = -1) -> Labels:
+    """Contract the last axis of both; ``linalg_vecdot`` another one, position by position of the others."""
+    if operator_name(ctx.node.target) == "aten.linalg_vecdot":
+        return _vecdot(ctx, a, b, dim)
+    if not a.shape or not b.shape:
+        return pointwise(ctx, [a, b], ctx.shape)
+    return tensordot(ctx, a, b, [-1], [-1])
+
+
+def _vecdot(ctx: RuleContext, a: Labels, b: Labels, dim: int) -> Labels:
+    rank = max(len(a.shape), len(b.shape))
+    letters, axis = ascii_lowercase[:rank], dim % rank
+    result = letters[:axis] + letters[axis + 1 :]
+    return contract(ctx, [align(a, rank), align(b, rank)], [letters, letters], result, factor=0)  # as for `outer`
+
+
+@register_rule("aten.tensordot")
+def tensordot(ctx: RuleContext, a: Labels, b: Labels, dims_a: Sequence[int], dims_b: Sequence[int]) -> Labels:
+    """Contract axes of one tensor with axes of another."""
+    first = list(ascii_lowercase[: len(a.shape)])
+    second = list(ascii_lowercase[len(a.shape) : len(a.shape) + len(b.shape)])
+    for i, j in zip(dims_a, dims_b, strict=True):
+        second[j] = first[i]
+    result = [n for n in first if n not in second] + [n for n in second if n not in first]
+    return contract(ctx, [a, b], ["".join(first), "".join(second)], "".join(result))
+
+
+@register_rule("aten.linalg_multi_dot", "aten.chain_matmul")
+def multi_dot(ctx: RuleContext, tensors: Sequence[Labels]) -> Labels:
+    """A chain of matrix products."""
+    product = tensors[0]
+    for tensor in tensors[1:]:
+        product = matmul(ctx, product, tensor)
+    return product
+
+
+@register_rule("aten.bilinear")
+def bilinear(ctx: RuleContext, a: Labels, b: Labels, weight: Labels, bias: Labels | None = None) -> Labels:
+    """``weight`` of shape ``[out, in1, in2]`` reads two tensors at once."""
+    lead = ascii_lowercase[: len(a.shape) - 1]
+    product = contract(ctx, [a, b, weight], [lead + "x", lead + "y", "zxy"], lead + "z")
+    return _with_bias(ctx, product, bias)
+
+
 @register_rule("aten.einsum")
 def einsum(ctx: RuleContext, equation: str, operands: Sequence[Labels], **kwargs: Any) -> Labels:
     """Any einsum; an ellipsis is spelled out first."""
@@ -182,6 +247,13 @@ def embedding(ctx: RuleContext, weight: Labels, indices: Labels, *args: Any, **k
     return Labels(ctx.shape, () if columns is None else (on_axis(columns.ravel(), rank - 1, rank),))
 
 
+@register_rule("aten.embedding_bag", "aten._embedding_bag")
+def embedding_bag(ctx: RuleContext, weight: Labels, indices: Labels, *args: Any, **kwargs: Any) -> list[Labels]:
+    """Rows of a table, summed up in bags."""
+    ctx.lock_all(find_labels([indices, *args, kwargs]), "is indexed by data")
+    return [embedding(ctx, weight, indices), *(Labels(shape) for shape in ctx.shapes[1:])]
+
+
 # --- convolution --------------------------------------------------------------------------------------------------
 
 
@@ -231,6 +303,25 @@ def conv_transpose(
     rank = len(x.shape)
     fields = (*_beside_channels(x), on_axis(out, rank - 1, rank))
     return _to_space(ctx, Labels((*x.shape[:-1], len(out)), fields), bias)
+
+
+@register_rule("aten.convolution", "aten._convolution")
+def convolution(
+    ctx: RuleContext,
+    x: Labels,
+    weight: Labels,
+    bias: Labels | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    *args: Any,
+) -> Labels:
+    """Either kind of convolution."""
+    rule = conv_transpose if transposed else conv
+    return rule(ctx, x, weight, bias, groups=groups)
 
 
 def _off_space(ctx: RuleContext, x: Labels, weight: Labels, slides_over: tuple[int, ...]) -> tuple[Labels, Labels, int]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lightning_taylor_prune.labels import Field, Labels, axes_of, first_along, on_axis
-from lightning_taylor_prune.rules.base import RuleContext, align, pointwise, register_rule
+from lightning_taylor_prune.rules.base import RuleContext, align, find_labels, operator_name, pointwise, register_rule
 
 
 def moved(x: Labels, shape: tuple[int, ...], fields: Sequence[Field]) -> Labels:
@@ -54,6 +54,7 @@ def reshape_field(labels: Field, old: tuple[int, ...], new: tuple[int, ...]) -> 
 @register_rule("aten.view", "aten.reshape", "aten._unsafe_view", "aten._reshape_alias", alternatives=1)
 @register_rule("aten.flatten", "aten.unflatten", "aten.squeeze", "aten.unsqueeze", alternatives=1)
 @register_rule("aten.reshape_as", "aten.view_as", "aten.ravel", alternatives=1)
+@register_rule("aten.atleast_1d", "aten.atleast_2d", "aten.atleast_3d", alternatives=1)
 def reshape(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """Everything that only regroups axes; the shapes before and after say all."""
     shape = ctx.shape
@@ -122,6 +123,36 @@ def flip(ctx: RuleContext, x: Labels, dims: Sequence[int]) -> Labels:
     return moved(x, ctx.shape, [np.flip(f, tuple(dims)) for f in x.fields])
 
 
+@register_rule("aten.fliplr")
+def fliplr(ctx: RuleContext, x: Labels) -> Labels:
+    """Columns in reverse order."""
+    return flip(ctx, x, [1])
+
+
+@register_rule("aten.flipud")
+def flipud(ctx: RuleContext, x: Labels) -> Labels:
+    """Rows in reverse order."""
+    return flip(ctx, x, [0])
+
+
+@register_rule("aten.view_as_real")
+def view_as_real(ctx: RuleContext, x: Labels) -> Labels:
+    """Real and imaginary parts along a new last axis."""
+    return moved(x, ctx.shape, [f[..., None] for f in x.fields])
+
+
+@register_rule("aten.view_as_complex")
+def view_as_complex(ctx: RuleContext, x: Labels) -> Labels:
+    """The last axis holds real and imaginary parts: both leave together, with whatever else they vary along."""
+    last = len(x.shape) - 1
+    fields = []
+    for f in x.fields:
+        if axes_of(f) == (last,):
+            ctx.lock(f, "is a real and an imaginary part")
+        fields.append(ctx.drop(f, last)[..., 0])
+    return moved(x, ctx.shape, fields)
+
+
 @register_rule("aten.roll")
 def roll(ctx: RuleContext, x: Labels, shifts: Any, dims: Any = ()) -> Labels:
     """Positions moved round by a number that user code holds: along a tracked axis none may leave."""
@@ -175,6 +206,24 @@ def stack(ctx: RuleContext, tensors: Sequence[Labels], dim: int = 0) -> Labels:
     dim %= len(shape)
     joined = pointwise(ctx, tensors, (*shape[:dim], *shape[dim + 1 :]))
     return moved(joined, shape, [np.expand_dims(f, dim) for f in joined.fields])
+
+
+@register_rule("aten.hstack", "aten.vstack", "aten.row_stack", "aten.dstack", "aten.column_stack")
+def stack_along(ctx: RuleContext, tensors: Sequence[Labels]) -> Labels:
+    """Joined along the axis that the name stands for; vectors, which gain axes by it, may be put side by side."""
+    name = operator_name(ctx.node.target).removeprefix("aten.")
+    rank = len(tensors[0].shape)
+    dim = {"hstack": 1, "column_stack": 1, "dstack": 2}.get(name, 0)
+    if name == "hstack" and rank == 1:
+        return cat(ctx, tensors, 0)
+    if rank > dim and len(ctx.shape) == rank:
+        return cat(ctx, tensors, dim)
+    if rank == dim:
+        return stack(ctx, tensors, dim)
+    if rank == 1 and name in ("vstack", "row_stack"):
+        return stack(ctx, tensors, 0)
+    ctx.lock_all(tensors, "is put side by side with vectors")
+    return Labels(ctx.shape, static=all(t.static for t in tensors))
 
 
 # --- repeating ----------------------------------------------------------------------------------------------------
@@ -292,6 +341,13 @@ def split(ctx: RuleContext, x: Labels, sizes: Any, dim: int = 0) -> list[Labels]
     ]
 
 
+@register_rule("aten.hsplit", "aten.vsplit", "aten.dsplit")
+def split_along(ctx: RuleContext, x: Labels, sizes: Any) -> list[Labels]:
+    """Pieces along the axis that the name stands for."""
+    name = operator_name(ctx.node.target).removeprefix("aten.")
+    return split(ctx, x, sizes, min({"hsplit": 1, "vsplit": 0, "dsplit": 2}[name], len(x.shape) - 1))
+
+
 def _range(labels: Field, dim: int, start: int, stop: int) -> Field:
     return labels if labels.shape[dim] == 1 else labels[(slice(None),) * dim + (slice(start, stop),)]
 
@@ -311,7 +367,45 @@ def unbind(ctx: RuleContext, x: Labels, dim: int = 0) -> list[Labels]:
     return [select(ctx, x, dim, i) for i in range(x.shape[dim])]
 
 
-@register_rule("aten.index", "aten.index_select", "aten.gather", "aten.take_along_dim", "aten.masked_select")
+@register_rule("aten.gather", "aten.take_along_dim", "aten.scatter", "aten.scatter_add", "aten.scatter_reduce")
+def gather(ctx: RuleContext, x: Labels, dim: int | None, *args: Any, **kwargs: Any) -> Labels:
+    """Positions along one axis chosen by data, for each position of the others: there, all operands match."""
+    if isinstance(dim, Labels):  # take_along_dim has its indices first
+        args, dim = (dim,), (args[0] if args else kwargs.get("dim"))
+    return _picked(ctx, [x, *find_labels([*args, kwargs])], dim)
+
+
+@register_rule("aten.index_add", "aten.index_copy", "aten.index_fill", "aten.index_reduce")
+def index_add(ctx: RuleContext, x: Labels, dim: int, index: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """Rows chosen by data: they lock, the other axes match."""
+    ctx.lock_all([index], "picks out positions")
+    return _picked(ctx, [x, *(v for v in find_labels([*args, kwargs]) if v.shape)], dim)
+
+
+def _picked(ctx: RuleContext, operands: Sequence[Labels], dim: int | None) -> Labels:
+    """Lock what varies along the axis on which data choose; along the others operands match, position by position."""
+    shape, rank = ctx.shape, len(ctx.shape)
+    static = all(v.static for v in operands)
+    broadcast = operator_name(ctx.node.target) == "aten.take_along_dim"
+    sizes = {len(v.shape) if broadcast or dim is None else _resized(v.shape, dim % rank, 1) for v in operands}
+    if dim is None or len(sizes) > 1 or any(len(v.shape) != rank for v in operands):
+        ctx.lock_all(operands, "is indexed by data")
+        return Labels(shape, static=static)
+    dim %= rank
+    for v in operands:
+        ctx.lock(v.along(dim), "is indexed by data")
+    rest = pointwise(ctx, [_without(v, dim) for v in operands], _resized(shape, dim, 1))
+    return Labels(shape, rest.fields, static=static)
+
+
+@register_rule("aten.unfold")
+def windows(ctx: RuleContext, x: Labels, dim: int, size: int, step: int) -> Labels:
+    """Windows along one axis, whose positions stand along a new last axis."""
+    ctx.lock(x.along(dim), "is cut into windows")
+    return moved(x, ctx.shape, [f[..., None] for f in x.fields if f.shape[dim] == 1]).computed()
+
+
+@register_rule("aten.index", "aten.index_select", "aten.masked_select")
 def index(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """Positions chosen by data: what is indexed locks, the axes before and after pass through."""
     dims, consumed = _indexed_axes(x, args)
@@ -444,3 +538,12 @@ def unfold_patches(ctx: RuleContext, x: Labels, kernel_size: Sequence[int], *arg
         return Labels(ctx.shape)
     repeated = np.repeat(labels.ravel(), int(np.prod(kernel_size)))
     return moved(x, ctx.shape, [on_axis(repeated, 1, 3)])
+
+
+@register_rule("aten.col2im")
+def fold_patches(ctx: RuleContext, x: Labels, output_size: Any, kernel_size: Sequence[int], *args: Any) -> Labels:
+    """Patches become an image: each block of ``kernel height x width`` channels is one channel, and leaves whole."""
+    axis = len(x.shape) - 2
+    ctx.lock(x.along(axis + 1), "is folded from patches")
+    fields = [f[..., None] for f in x.fields if f.shape[axis + 1] == 1]
+    return moved(x, ctx.shape, [_keep_block_heads(ctx, f, axis, int(np.prod(kernel_size))) for f in fields]).computed()

@@ -64,6 +64,30 @@ CASES: dict[str, tuple[Callable[..., Any], list[Tensor], int, bool]] = {
     "baddbmm": (torch.baddbmm, [randn(5, 2, 3), randn(5, 2, 4), randn(5, 4, 3)], 5 + 2 + 4 + 3, False),
     "addbmm": (torch.addbmm, [randn(2, 3), randn(5, 2, 4), randn(5, 4, 3)], 5 + 2 + 4 + 3, False),
     "matmul_broadcast": (torch.matmul, [randn(5, 1, 2, 4), randn(3, 4, 6)], 5 + 3 + 2 + 4 + 6, False),
+    "outer": (torch.outer, [randn(4), randn(3)], 4 + 3, False),
+    "addr": (torch.addr, [randn(4, 3), randn(4), randn(3)], 4 + 3, False),
+    "inner": (torch.inner, [randn(2, 4), randn(3, 4)], 2 + 4 + 3, False),
+    "vecdot": (lambda a, b: torch.linalg.vecdot(a, b, dim=0), [randn(4, 3), randn(4, 3)], 4 + 3, False),
+    "tensordot": (
+        lambda a, b: torch.tensordot(a, b, dims=([2, 0], [0, 1])),
+        [randn(2, 5, 4), randn(4, 2, 3)],
+        2 + 5 + 4 + 3,
+        False,
+    ),
+    "multi_dot": (lambda *xs: torch.linalg.multi_dot(xs), [randn(2, 4), randn(4, 3), randn(3, 5)], 14, False),
+    "bilinear": (F.bilinear, [randn(2, 4), randn(2, 5), randn(3, 4, 5), randn(3)], 2 + 4 + 5 + 3, False),
+    "convolution": (
+        lambda x, w, b: torch.convolution(x, w, b, [1, 1], [0, 0], [1, 1], False, [0, 0], 1),
+        [randn(2, 4, 5, 5), randn(3, 4, 3, 3), randn(3)],
+        2 + 4 + 3,
+        False,
+    ),
+    "convolution_transposed": (
+        lambda x, w, b: torch.convolution(x, w, b, [1, 1], [0, 0], [1, 1], True, [0, 0], 1),
+        [randn(2, 4, 5, 5), randn(4, 3, 3, 3), randn(3)],
+        2 + 4 + 3,
+        False,
+    ),
     "attention_over_heads": (
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v),
         [randn(2, 4, 3, 5), randn(2, 4, 6, 5), randn(2, 4, 6, 7)],
@@ -148,9 +172,10 @@ def test_the_width_that_sets_a_temperature_is_locked(function: Callable[..., Any
     assert all("sets the scale" in labelled.outcome.locked[int(root)] for root in width)
 
 
-def test_embedding_rows_are_locked_and_columns_are_free() -> None:
+@pytest.mark.parametrize("function", [F.embedding, F.embedding_bag], ids=["one_by_one", "in_bags"])
+def test_embedding_rows_are_locked_and_columns_are_free(function: Callable[[Tensor, Tensor], Tensor]) -> None:
     index = torch.tensor([[0, 2], [1, 1]])
-    labelled = Labelled(lambda table: F.embedding(index, table), [randn(4, 6)])
+    labelled = Labelled(lambda table: function(index, table), [randn(4, 6)])
     rows, columns = labelled.roots_of(0)
     assert set(rows.tolist()) <= set(labelled.outcome.locked)  # type: ignore[union-attr]
     assert labelled.removable() == sorted(columns.tolist())  # type: ignore[union-attr]

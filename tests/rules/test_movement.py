@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_taylor_prune.rules.movement import segments
-from tests.rules.laws import Labelled, check_movement
+from tests.rules.laws import Labelled, check_movement, check_removal
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Case = tuple[Callable[..., Any], list[tuple[int, ...]]]
@@ -137,6 +138,50 @@ def stack(draw: Draw) -> Case:
     shape = draw(shapes(most=3))
     axis = draw(st.integers(-len(shape) - 1, len(shape)))
     return lambda *xs: torch.stack(xs, axis), [shape] * draw(st.integers(1, 3))
+
+
+@case
+def stack_by_name(draw: Draw) -> Case:
+    name = draw(st.sampled_from(["hstack", "vstack", "dstack", "column_stack"]))
+    shape = draw(shapes())
+    return lambda *xs: getattr(torch, name)(xs), [shape] * draw(st.integers(1, 3))
+
+
+@case
+def split_by_name(draw: Draw) -> Case:
+    name = draw(st.sampled_from(["hsplit", "vsplit", "dsplit"]))
+    n, shape = draw(st.integers(1, 3)), draw(shapes(3, 4))
+    axis = "vhd".index(name[0])
+    shape = (*shape[:axis], n * shape[axis], *shape[axis + 1 :])
+    return lambda x: getattr(torch, name)(x, n), [shape]
+
+
+@case
+def flip_by_name(draw: Draw) -> Case:
+    name = draw(st.sampled_from(["fliplr", "flipud"]))
+    return lambda x: getattr(torch, name)(x), [draw(shapes(2))]
+
+
+@case
+def at_least(draw: Draw) -> Case:
+    name = draw(st.sampled_from(["atleast_1d", "atleast_2d", "atleast_3d"]))
+    return lambda x: getattr(torch, name)(x), [draw(shapes())]
+
+
+@case
+def windows(draw: Draw) -> Case:
+    shape = draw(shapes())
+    axis = axis_of(draw, shape)
+    size, step = draw(st.integers(1, shape[axis])), draw(st.integers(1, 2))
+    return lambda x: x.unfold(axis, size, step), [shape]
+
+
+@case
+def fold_patches(draw: Draw) -> Case:
+    kernel, channels = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    shape = (channels * kernel**2, 6)
+    size = (2 * kernel, 3 * kernel)
+    return lambda x: F.fold(x, size, kernel, stride=kernel), [(2, *shape) if draw(st.booleans()) else shape]
 
 
 @case
@@ -286,6 +331,72 @@ def window_partition(draw: Draw) -> Case:
 def test_labels_go_where_the_elements_go(name: str, data: st.DataObject) -> None:
     function, operands = CASES[name](data.draw)
     check_movement(function, operands)
+
+
+def test_real_and_imaginary_part_leave_together() -> None:
+    """Pairs of channels become complex, are turned, and become pairs again."""
+    turn = torch.polar(torch.ones(1, dtype=torch.double), torch.ones(1, dtype=torch.double))
+
+    def rotate(x: Tensor) -> Tensor:
+        return torch.view_as_real(torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2)) * turn).flatten(-2)
+
+    assert check_removal(rotate, [torch.randn(3, 8)]) == 3 + 4
+    labelled = Labelled(lambda x: torch.view_as_complex(x), [torch.randn(3, 2)])
+    assert set(labelled.roots_of(0)[1].tolist()) <= set(labelled.outcome.locked)  # type: ignore[union-attr]
+
+
+INDEX = torch.tensor([[1], [0], [2]])
+ROWS = torch.tensor([1, 0, 1])
+
+# name -> (function, operands, components that can leave)
+PICKED: dict[str, tuple[Callable[..., Any], list[Tensor], int]] = {
+    "gather": (lambda x: x.gather(0, INDEX.expand(-1, x.shape[1])), [torch.randn(4, 5)], 5),
+    "take_along_dim": (lambda x: x.take_along_dim(INDEX, 0), [torch.randn(4, 5)], 5),
+    "scatter": (
+        lambda x, y: x.scatter(0, INDEX.expand(-1, x.shape[1]), y),
+        [torch.randn(3, 5), torch.randn(3, 5)],
+        5,
+    ),
+    "scatter_add_in_place": (
+        lambda x, y: x.clone().scatter_add_(0, INDEX.expand(-1, x.shape[1]), y),
+        [torch.randn(3, 5), torch.randn(3, 5)],
+        5,
+    ),
+    "scatter_reduce": (
+        lambda x, y: x.scatter_reduce(0, INDEX.expand(-1, x.shape[1]), y, "amax"),
+        [torch.randn(3, 5), torch.randn(3, 5)],
+        5,
+    ),
+    "index_add": (lambda x, y: x.index_add(0, ROWS, y), [torch.randn(4, 5), torch.randn(3, 5)], 5),
+    "index_copy": (lambda x, y: x.index_copy(0, ROWS[:2], y), [torch.randn(4, 5), torch.randn(2, 5)], 5),
+    "index_fill": (lambda x: x.index_fill(0, ROWS, 0.0), [torch.randn(4, 5)], 5),
+    "index_reduce": (lambda x, y: x.index_reduce(0, ROWS, y, "amax"), [torch.randn(4, 5), torch.randn(3, 5)], 5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:index_reduce:UserWarning")
+@pytest.mark.parametrize("name", PICKED)
+def test_data_choose_along_one_axis_and_the_others_match(name: str) -> None:
+    function, operands, count = PICKED[name]
+    assert check_removal(function, operands) == count
+    labelled = Labelled(function, operands)
+    for number in range(len(operands)):
+        assert set(labelled.roots_of(number)[0].tolist()) <= set(labelled.outcome.locked)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.gather(0, INDEX),
+        lambda x: x.gather(0, INDEX.repeat(1, 5) + 0 * torch.arange(5)),
+        lambda x: x.take_along_dim(torch.tensor([3])),
+        lambda x: x.clone().index_put_((INDEX[:, 0],), torch.zeros((), dtype=x.dtype)),
+    ],
+    ids=["one_column", "fixed_columns", "flattened", "index_put"],
+)
+def test_what_data_choose_over_several_axes_locks(function: Callable[[Tensor], Tensor]) -> None:
+    labelled = Labelled(function, [torch.randn(4, 5)])
+    assert labelled.removable() == []
 
 
 @given(shapes(most=5, largest=6), st.data())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_taylor_prune.rules import find_rule
 from tests.rules.laws import Labelled, check_removal
 
 X, ROW, COLUMN = torch.randn(3, 4, 5), torch.randn(5), torch.randn(4, 1)
@@ -30,6 +31,18 @@ CASES: dict[str, tuple[Callable[..., Any], list[Tensor], int]] = {
     "addcmul": (torch.addcmul, [X, ROW, COLUMN], 12),
     "maximum_of_two": (torch.maximum, [X, COLUMN], 12),
     "clamp": (lambda x: x.clamp(-0.5, 0.5), [X], 12),
+    "both_in_place": (lambda x, y: (x > 0).__iand__(y > 0), [X, X], 12),
+    "and_or_xor": (lambda x, y: ((x > 0) & (y > 0)) | ((x > 1) ^ (y > 1)), [X, ROW], 12),
+    "complex": (lambda x, y: torch.complex(x, y).conj().imag, [X, X], 12),
+    "broadcast_tensors": (lambda x, y: torch.broadcast_tensors(x, y), [ROW, COLUMN], 9),
+    "squared_error": (lambda x, y: F.mse_loss(x, y, reduction="none"), [X, X], 12),
+    "weighted_error": (
+        lambda x, y, w: F.binary_cross_entropy_with_logits(x, y, pos_weight=w.detach(), reduction="none"),
+        [X, X, ROW],
+        12,
+    ),
+    "meshgrid": (lambda x, y: torch.meshgrid(x, y, indexing="ij"), [ROW, COLUMN[:, 0]], 9),
+    "meshgrid_xy": (lambda x, y: torch.meshgrid(x, y, indexing="xy"), [ROW, COLUMN[:, 0]], 9),
     "gelu": (F.gelu, [X], 12),
     "hardswish": (F.hardswish, [X], 12),
     "softplus": (F.softplus, [X], 12),
@@ -78,8 +91,11 @@ def test_broadcasting_unites_what_falls_on_one_position(data: st.DataObject) -> 
         lambda x: x * torch.arange(4.0),
         lambda x: x + torch.tensor([1.0, 2.0, 3.0, 4.0]),
         lambda x: x @ torch.eye(4, dtype=x.dtype),
+        lambda x: x + torch.linspace(0, 1, 4),
+        lambda x: x + torch.meshgrid(torch.arange(3), torch.arange(4), indexing="ij")[1],
+        lambda x: x * torch.hann_window(4),
     ],
-    ids=["arange", "tensor", "eye"],
+    ids=["arange", "tensor", "eye", "linspace", "meshgrid", "window"],
 )
 def test_a_constant_of_fixed_size_locks(function: Callable[[Tensor], Tensor]) -> None:
     labelled = Labelled(function, [torch.randn(3, 4)])
@@ -93,10 +109,23 @@ def test_a_constant_of_fixed_size_locks(function: Callable[[Tensor], Tensor]) ->
         lambda x: x.new_ones(3, 4),
         lambda x: torch.full((3, 4), 2.0),
         lambda x: torch.randn(3, 4),
+        lambda x: torch.randint(2, (3, 4)),
     ],
-    ids=["zeros", "new_ones", "full", "randn"],
+    ids=["zeros", "new_ones", "full", "randn", "randint"],
 )
 def test_a_fill_may_lose_any_position(fill: Callable[[Tensor], Tensor]) -> None:
     """Whether the size that stands in the code follows is for verification to find out."""
     labelled = Labelled(lambda x: x + fill(x), [torch.randn(3, 4)])
     assert len(labelled.removable()) == 7
+
+
+WITH_RULE = """
+    arange linspace meshgrid __and__ __or__ __xor__ __iand__ __ior__ __ixor__ cross_entropy_loss nll_loss_nd eye randint
+    randperm index_put_ lstm fft_rfft2 max_unpool2d stft
+"""
+
+
+@pytest.mark.parametrize("name", WITH_RULE.split())
+def test_what_networks_use_has_a_rule(name: str) -> None:
+    packet = getattr(torch.ops.aten, name)
+    assert all(find_rule(getattr(packet, overload)) is not None for overload in packet.overloads())
