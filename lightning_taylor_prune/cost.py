@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ def measure_cost(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[
 
 def flop_counter() -> FlopCounterMode:
     """Return torch's counter, with formulas for what it passes over: bilinear layers, attention on the CPU (if old)."""
-    formulas = {
+    formulas: dict[Any, Callable[..., int]] = {
         torch.ops.aten._trilinear: _trilinear_flops,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     }
