@@ -1,6 +1,7 @@
 """Find out which integers that modules hold must change when channels leave, from what the network's code does then.
 
-The dry run names the line that fails and the modules that were running. An integer of one of them that equals a size
+The dry run names the line that fails and the modules that were running. An integer of one of them (or, if equal, of a
+child) that equals a size
 there, or is a multiple or fraction of it, is made to follow that size; it is believed if the dry run then gets further.
 """
 
@@ -87,12 +88,18 @@ def _line(divergence: Divergence) -> str:
 
 
 def _candidates(trial: Trial, stuck: Divergence, chosen: Sequence[SizeRule]) -> Iterator[SizeRule]:
-    """Yield rules for integers of the running modules: equal to a size that changed nearby, then proportional."""
+    """Yield rules for integers of the running modules: equal to a size that changed nearby, then proportional.
+
+    At last those of their children that are equal.
+    """
     names = {id(module): name for name, module in trial.root.named_modules()}
     taken = {(r.module, r.path) for r in (*trial.structure.size_rules, *chosen)}
     changed = list(_changed_sizes(trial, stuck))
-    for exactly in (True, False):
-        for module in (m for m in stuck.modules if id(m) in names):
+    # code may read what a child holds before it runs (`self.block.hidden_size`)
+    children = dict.fromkeys(child for module in stuck.modules for child in module.children())
+    idle = [child for child in children if child not in stuck.modules]
+    for modules, exactly in ((stuck.modules, True), (stuck.modules, False), (idle, True)):
+        for module in (m for m in modules if id(m) in names):
             name = names[id(module)]
             for path, value in find_sizes(module).items():
                 if (name, path) in taken or value < 2:

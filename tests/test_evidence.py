@@ -116,6 +116,30 @@ class MultiHead(nn.Module):
         return self.attention(x, x, x, need_weights=False)[0]
 
 
+class Cell(nn.Module):
+    """Holds the width of its first input, for those who call it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size, self.inner = 4, nn.Linear(10, 8)
+
+    def forward(self, hidden: Tensor, context: Tensor) -> Tensor:
+        return self.inner(torch.cat([hidden, context], -1)).relu()
+
+
+class InChild(nn.Module):
+    """Splits its channels by a size that a child holds, before the child runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.cell, self.proj = nn.Linear(12, 10), Cell(), nn.Linear(8, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both, size = self.both(x), self.cell.hidden_size
+        hidden, context = both.split([size, both.shape[-1] - size], -1)
+        return self.proj(self.cell(hidden.tanh(), context.relu()))
+
+
 class Network(nn.Module):
     """Two blocks in a residual stream."""
 
@@ -138,6 +162,10 @@ BLOCKS = {
     "product": (Product, {"embed": 12, "blocks.0.qkv": 4, "blocks.1.qkv": 4}),
     "from_width": (FromWidth, {"embed": 4}),
     "shared_heads": (SharedHeads, {"embed": 12, "blocks.0.q": 2, "blocks.1.q": 2}),
+    "child": (
+        InChild,
+        {"embed": 12} | {f"blocks.{i}.{name}": n for i in (0, 1) for name, n in (("both", 10), ("cell.inner", 8))},
+    ),
     "multi_head": (MultiHead, {"embed": 4}),
 }
 blocks = pytest.mark.parametrize("block", [block for block, _ in BLOCKS.values()], ids=BLOCKS)
