@@ -1,8 +1,8 @@
 """Find out which integers that modules hold must change when channels leave, from what the network's code does then.
 
-The dry run names the line that fails and the modules that were running. An integer of one of them (or, if equal, of a
-child) that equals a size
-there, or is a multiple or fraction of it, is made to follow that size; it is believed if the dry run then gets further.
+The dry run names the line that fails and the modules that were running. An integer of one of them that equals a size
+there, or is a multiple or fraction of it, is made to follow that size, or else one of a child that equals it; it is
+believed if the dry run then gets further.
 """
 
 from __future__ import annotations
