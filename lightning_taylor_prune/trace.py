@@ -74,6 +74,7 @@ class Trace:
         outputs: Nodes whose values leave the network.
         is_parameter: Names of the tensors that are parameters, not buffers.
         resized: Fake tensors of other shapes, from the last verification.
+        replay: Per operator, its last call while verifying and what came of it.
     """
 
     call: Call
@@ -85,6 +86,7 @@ class Trace:
     outputs: list[Node] = field(default_factory=list)
     is_parameter: frozenset[str] = frozenset()
     resized: dict[str, Tensor] = field(default_factory=dict)
+    replay: dict[int, Any] = field(default_factory=dict)
 
     def signature(self) -> list[Any]:
         """Return operators, arguments and shapes, but for what only works on single numbers (step counters).
@@ -362,10 +364,10 @@ class _GraphBuilder:
 
     def _remember(self, tensor: Tensor, node: Node) -> None:
         self._nodes[id(tensor)] = node
-        self._places[_place(tensor)] = node
+        self._places[memory_of(tensor)] = node
 
     def _find(self, tensor: Tensor) -> Node | None:
-        return self._nodes.get(id(tensor)) or self._places.get(_place(tensor))
+        return self._nodes.get(id(tensor)) or self._places.get(memory_of(tensor))
 
     def find_nodes(self, result: Any) -> list[Node]:
         """Return the nodes of all tensors in a nested structure of any kind."""
@@ -397,7 +399,7 @@ class _GraphBuilder:
         return ""
 
 
-def _place(tensor: Tensor) -> Any:
+def memory_of(tensor: Tensor) -> Any:
     """Return what says where a tensor lies in memory, and how."""
     if tensor.layout != torch.strided:
         return id(tensor)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_taylor_prune import verify
 from lightning_taylor_prune.errors import VerificationError
 from lightning_taylor_prune.groups import ChannelGroups, find_groups
 from lightning_taylor_prune.interpret import interpret
@@ -169,3 +170,26 @@ def test_verifying_changes_nothing(name: str) -> None:
     before: Any = state_of(model)
     groups.verify(model, plan)
     assert differences(before, state_of(model)) == []
+
+
+def test_a_second_verification_runs_only_operators_whose_operands_differ(monkeypatch) -> None:
+    model = build(torch.relu)
+    groups = find_groups(model, images())
+    calls = []
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append(args)
+        return torch.ops.aten.conv2d.default(*args, **kwargs)
+
+    monkeypatch.setitem(verify._SHORT_CUTS, torch.ops.aten.conv2d.default, counted)
+    runs = []
+    for removed in ([0, 3], [0, 3], [5]):
+        assert groups.verify(model, groups.plan({"first": removed})) is None
+        runs.append(len(calls))
+    assert runs == [2, 2, 4]
+
+
+def test_a_shape_that_changes_in_place_is_not_replayed() -> None:
+    model = build(lambda x: x.tanh().unsqueeze_(0).flatten(0, 1))
+    groups = find_groups(model, images())
+    assert [groups.verify(model, groups.plan({"first": [0]})) for _ in range(2)] == [None, None]
