@@ -112,6 +112,11 @@ class LabelSpace:
         """Forbid the components of ``labels`` to leave, and remember why."""
         self._locks.append((labels.ravel(), reason))
 
+    def is_locked(self, labels: Field) -> bool:
+        """Whether all of these labels are locked by now, so that the axes they track keep their sizes."""
+        locks = [np.unique(found) for found, _ in self._locks]
+        return bool(locks) and bool(np.isin(self.find(labels), self.find(np.concatenate(locks))).all())
+
     def mark_inexact(self, labels: Field) -> None:
         """Note that removing these components is not the same as setting them to zero."""
         self._inexact.append(labels.ravel())

@@ -314,3 +314,22 @@ def analysed_in_double(name: str) -> ChannelGroups:
 
 def double(name: str) -> nn.Module:
     return randomize_norms_(NETWORKS[name].build()).double()
+
+
+class MaskedPatches(nn.Module):
+    """Positions that meet a constant, then become one axis with the channels, as where patches are merged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 6, 1), nn.Linear(24, 5)
+        self.register_buffer("mask", torch.rand(4, 4, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).permute(0, 2, 3, 1) + self.mask
+        patches = x.reshape(len(x), 2, 2, 2, 2, x.shape[-1]).permute(0, 1, 3, 4, 2, 5)
+        return self.last(patches.flatten(3))
+
+
+def test_channels_leave_though_they_become_one_axis_with_positions_that_cannot() -> None:
+    groups = find_groups(MaskedPatches(), torch.zeros(2, 3, 4, 4))
+    assert [(group.name, group.num_channels) for group in groups] == [("first", 6)]

@@ -71,9 +71,11 @@ def reshape(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Labels:
 
 
 def _one_per_axis(ctx: RuleContext, fields: Sequence[Field]) -> list[Field]:
-    """Where several tracked axes become one, follow the first of them; the others keep their size."""
+    """Where several tracked axes become one, follow the first that can shrink; the others keep their size."""
+    clashing = [f for f in fields if any(g is not f and set(axes_of(f)) & set(axes_of(g)) for g in fields)]
+    fixed = {id(f) for f in clashing if ctx.space.is_locked(f)}
     kept: list[Field] = []
-    for f in fields:
+    for f in (f for f in fields if id(f) not in fixed):
         if any(set(axes_of(f)) & set(axes_of(other)) for other in kept):
             ctx.lock(f, "becomes one axis with other channels")
         else:
