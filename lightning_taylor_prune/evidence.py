@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from torch import nn
@@ -34,6 +35,16 @@ class Trial:
     structure: Structure
     alive: Alive
     cuts: Sequence[Cut]
+
+    @cached_property
+    def counts(self) -> Sequence[int]:
+        """Every registered count after the cut."""
+        return self.structure.counts(self.alive)
+
+    def value(self, rule: SizeRule) -> int | None:
+        """Return what the cut sets a rule's integer to."""
+        size, original = (self.structure.size(rule.follows, c) for c in (self.counts, None))
+        return proportional(rule.original, size, original)
 
     def run(self, rules: Sequence[SizeRule]) -> Divergence | None:
         """Verify the cut with more integers made to follow sizes; the structure comes out as it was."""
@@ -70,9 +81,16 @@ def _search(
 ) -> tuple[SizeRule, ...]:
     """Try rules, likeliest first; go on from one that only reaches another line before the same operator."""
     further: list[tuple[tuple[SizeRule, ...], Divergence]] = []
+    tried: set[tuple[str, str, int | None]] = set()
     for rule in _candidates(trial, stuck, chosen):
+        if (effect := (rule.module, rule.path, trial.value(rule))) in tried:
+            continue  # another size has set it to this number, and the code got no further
+        tried.add(effect)
+        alone = trial.run((*chosen, rule))
+        if alone == stuck:
+            continue
         for rules in _with_alike(trial, rule, chosen):
-            outcome = trial.run((*chosen, *rules))
+            outcome = alone if len(rules) == 1 else trial.run((*chosen, *rules))
             if outcome is None or outcome.site > stuck.site:
                 return (*chosen, *rules)
             if outcome.site == stuck.site and _line(outcome) not in seen:
@@ -117,8 +135,7 @@ def _in_proportion(value: int, original: int, now: int) -> bool:
 
 def _changed_sizes(trial: Trial, stuck: Divergence) -> Iterator[tuple[SizeRef, int, int]]:
     """Yield sizes near an operator that the cut changes: its arguments and results, then those around it."""
-    structure = trial.structure
-    counts = structure.counts(trial.alive)
+    structure, counts = trial.structure, trial.counts
     trace, op = stuck.site
     last = len(structure.results[trace]) - 1
     around = [*range(op, max(op - _OPERATORS_BACK, -1), -1), *range(op + 1, min(op + _OPERATORS_AHEAD, last) + 1)]
@@ -206,7 +223,7 @@ def find_ties(trial: Trial, divergence: Divergence) -> Iterator[tuple[Tie, ...]]
     the positions of both then have to leave together. Each tie comes with the same one in all modules of the class.
     """
     structure, (trace, op) = trial.structure, divergence.site
-    counts = structure.counts(trial.alive)
+    counts = trial.counts
     lasting = structure.interpretation.traces[trace].ops
     producers = {node: i for i, node in enumerate(lasting)}
     operands = [producers[n] for n in lasting[op].all_input_nodes if n in producers]

@@ -406,6 +406,8 @@ class _Analysis:
         self._ties: tuple[Tie, ...] = ()
         self._learnt: tuple[tuple[SizeRule, ...], tuple[str, ...]] = (), ()
         self._rounds = 0
+        self._untied: set[tuple[Any, ...]] = set()
+        self._hints: dict[tuple[str, ...], bool] = {}
 
     def settle(self, ties: Sequence[Tie] = ()) -> tuple[ChannelGroups, _Stuck | None]:
         """Interpret with more ties and try the outcome; what was learnt of attributes so far is kept."""
@@ -418,7 +420,9 @@ class _Analysis:
     def tie(self, stuck: _Stuck) -> tuple[ChannelGroups, _Stuck | None] | None:
         """Tie axes of which the code takes one's size for the other's, if that gets it further and leaves a choice."""
         self._learn(stuck)
-        if self._has_other_interpretation(stuck.divergence.site):
+        site = stuck.divergence.site
+        place = stuck.divergence.lines, self._blamed.get(site, (0, ""))[0]
+        if self._has_other_interpretation(site) or place in self._untied:
             return None
         for ties in islice(find_ties(_trial(self._model, stuck.groups, stuck.plan), stuck.divergence), _TIES_TRIED):
             groups, now = self.settle(ties)
@@ -426,6 +430,7 @@ class _Analysis:
             if further and leaves_a_choice(groups.structure, ties[0]):
                 self._ties += tuple(ties)
                 return groups, now
+        self._untied.add(place)  # nor will ties help where other modules run the same lines
         return None
 
     def _learn(self, stuck: _Stuck) -> None:
@@ -439,13 +444,22 @@ class _Analysis:
     def blame(self, stuck: _Stuck) -> tuple[ChannelGroups, _Stuck | None]:
         """Have the operator interpreted anew, or lock what it touches."""
         self._rounds += 1
-        widely = self._rounds > _PATIENCE
         divergence = stuck.divergence
-        if not self._rewrite and find_rewriting(_trial(self._model, stuck.groups, stuck.plan), divergence)[1]:
+        elsewhere = _alike(stuck.groups.structure, divergence.site) - {divergence.site}
+        widely = self._rounds > _PATIENCE or any(site in self._blamed for site in elsewhere)
+        if not self._rewrite and self._could_be_rewritten(stuck):
             hint = "; `rewrite_hard_coded=True` would free them"
             divergence = replace(divergence, message=divergence.message + hint)
         _blame(stuck.groups.structure, divergence, self._blamed, widely)
         return self.settle()
+
+    def _could_be_rewritten(self, stuck: _Stuck) -> bool:
+        """Whether sizes in the code that was running could follow; asked once for all modules that run these lines."""
+        lines = stuck.divergence.lines
+        if lines not in self._hints:
+            found = find_rewriting(_trial(self._model, stuck.groups, stuck.plan), stuck.divergence)[1]
+            self._hints[lines] = bool(found)
+        return self._hints[lines]
 
 
 _TIES_TRIED = 8
@@ -456,7 +470,8 @@ def _trial(model: nn.Module, groups: ChannelGroups, plan: PruningPlan) -> Trial:
 
 
 _PATIENCE = 6
-"""Contradictions taken one by one; then every operator on the same source line is treated alike."""
+"""Contradictions on lines of their own taken one by one; from then on, and where a line contradicts in a second module,
+every operator on it is treated alike."""
 
 
 def _trace_both_modes(model: nn.Module, call: Call, shapes: Mapping[str, tuple[int, ...]] | None) -> list[Trace]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_taylor_prune import TaylorPruningCallback, find_groups, load_pruned, prune_
+from lightning_taylor_prune import TaylorPruningCallback, find_groups, groups, load_pruned, prune_
+from lightning_taylor_prune.evidence import Trial
 from lightning_taylor_prune.modules import find_sizes, size_at, size_updates
 from lightning_taylor_prune.surgery import zero_
 from tests.lightning_modules import Classifier, loader, trainer
@@ -141,12 +142,12 @@ class InChild(nn.Module):
 
 
 class Network(nn.Module):
-    """Two blocks in a residual stream."""
+    """Blocks in a residual stream."""
 
-    def __init__(self, block) -> None:
+    def __init__(self, block, depth: int = 2) -> None:
         super().__init__()
         self.embed, self.last = nn.Linear(9, 12), nn.Linear(12, 10)
-        self.blocks = nn.ModuleList([block(), block()])
+        self.blocks = nn.ModuleList([block() for _ in range(depth)])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
@@ -255,3 +256,38 @@ def test_a_pruned_checkpoint_keeps_them(tmp_path: Path) -> None:
     example = torch.randn(2, 1, 8, 8)
     fresh = load_pruned(tmp_path / "last.ckpt", Images())
     assert torch.equal(*(evaluate(m, (example,)) for m in (fresh, module.network)))
+
+
+class ManyIntegers(Attention):
+    """Holds integers that look like sizes and are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.irrelevant, self.others = 12, (2, 4, 6, 8, 12, 24)
+
+
+class HardCoded(Attention):
+    """Number of heads in the code."""
+
+    def heads(self) -> int:
+        return 4
+
+
+def test_no_integer_is_set_to_the_same_number_twice(monkeypatch) -> None:
+    tried, run = [], Trial.run
+
+    def noted(trial: Trial, rules):
+        if len(rules) == 1:
+            tried.append((trial.alive.tobytes(), rules[0].module, rules[0].path, trial.value(rules[0])))
+        return run(trial, rules)
+
+    monkeypatch.setattr(Trial, "run", noted)
+    find_groups(Network(ManyIntegers, depth=1), TOKENS.float())
+    assert len(tried) == len(set(tried))
+
+
+def test_what_one_block_teaches_of_a_line_is_not_asked_of_the_others(monkeypatch) -> None:
+    asked, find = [], groups.find_rewriting
+    monkeypatch.setattr(groups, "find_rewriting", lambda *args: asked.append(args) or find(*args))
+    find_groups(Network(HardCoded, depth=5), TOKENS.float())
+    assert len(asked) == 1
