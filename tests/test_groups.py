@@ -325,7 +325,7 @@ class MaskedPatches(nn.Module):
         self.register_buffer("mask", torch.rand(4, 4, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.first(x).permute(0, 2, 3, 1) + self.mask
+        x = self.mask + self.first(x).permute(0, 2, 3, 1)
         patches = x.reshape(len(x), 2, 2, 2, 2, x.shape[-1]).permute(0, 1, 3, 4, 2, 5)
         return self.last(patches.flatten(3))
 
