@@ -16,7 +16,7 @@ from torch import nn
 
 from lightning_taylor_prune.interpret import AxisRef, Tie
 from lightning_taylor_prune.labels import Field
-from lightning_taylor_prune.modules import find_sizes, has_size, size_at
+from lightning_taylor_prune.modules import find_sizes, has_size, holder_of, noting_reads, size_at
 from lightning_taylor_prune.plan import Cut
 from lightning_taylor_prune.rewrite import is_rewritten, rewritten
 from lightning_taylor_prune.structure import Alive, ArgumentRef, SizeRef, SizeRule, Structure, proportional
@@ -106,26 +106,27 @@ def _line(divergence: Divergence) -> str:
 
 
 def _candidates(trial: Trial, stuck: Divergence, chosen: Sequence[SizeRule]) -> Iterator[SizeRule]:
-    """Yield rules for integers of the running modules: equal to a size that changed nearby, then proportional.
+    """Yield rules for integers that running modules hold and read: equal to a size that changed, then proportional.
 
-    At last those of their children that are equal.
+    At last for those that code reads of a child which is not running (`self.block.hidden_size`), where they are equal.
     """
     names = {id(module): name for name, module in trial.root.named_modules()}
     taken = {(r.module, r.path) for r in (*trial.structure.size_rules, *chosen)}
     changed = list(_changed_sizes(trial, stuck))
-    # code may read what a child holds before it runs (`self.block.hidden_size`)
     children = dict.fromkeys(child for module in stuck.modules for child in module.children())
-    idle = [child for child in children if child not in stuck.modules]
-    for modules, exactly in ((stuck.modules, True), (stuck.modules, False), (idle, True)):
-        for module in (m for m in modules if id(m) in names):
-            name = names[id(module)]
-            for path, value in find_sizes(module).items():
-                if (name, path) in taken or value < 2:
-                    continue
-                for ref, original, now in changed:
-                    fits = value == original if exactly else _in_proportion(value, original, now)
-                    if fits:
-                        yield SizeRule(name, path, value, ref)
+    modules = [m for m in dict.fromkeys((*stuck.modules, *children)) if id(m) in names]
+    held = [(m, path, value) for m in modules for path, value in find_sizes(m).items() if value >= 2]
+    held = [(m, path, value) for m, path, value in held if (names[id(m)], path) not in taken]
+    with noting_reads((m, path) for m, path, _ in held) as read:
+        trial.run(chosen)
+    held = [(m, path, value) for m, path, value in held if holder_of(m, path) in read]
+    running, idle = ([h for h in held if (h[0] in stuck.modules) is there] for there in (True, False))
+    for some, exactly in ((running, True), (running, False), (idle, True)):
+        for module, path, value in some:
+            for ref, original, now in changed:
+                fits = value == original if exactly else _in_proportion(value, original, now)
+                if fits:
+                    yield SizeRule(names[id(module)], path, value, ref)
 
 
 def _in_proportion(value: int, original: int, now: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -273,17 +274,29 @@ class HardCoded(Attention):
         return 4
 
 
-def test_no_integer_is_set_to_the_same_number_twice(monkeypatch) -> None:
-    tried, run = [], Trial.run
+@pytest.fixture
+def tried(monkeypatch) -> list[tuple[Trial, str, str, int | None]]:
+    """Trial, module, path and value of every integer that is tried alone."""
+    found, run = [], Trial.run
 
     def noted(trial: Trial, rules):
         if len(rules) == 1:
-            tried.append((trial.alive.tobytes(), rules[0].module, rules[0].path, trial.value(rules[0])))
+            found.append((trial, rules[0].module, rules[0].path, trial.value(rules[0])))
         return run(trial, rules)
 
     monkeypatch.setattr(Trial, "run", noted)
+    return found
+
+
+def test_an_integer_is_set_to_a_number_once_and_once_more_to_see_what_is_read_then(tried) -> None:
+    find_groups(Network(HardCoded, depth=1), TOKENS.float())
+    times = Counter((id(trial), *effect) for trial, *effect in tried)
+    assert max(times.values()) == 2
+
+
+def test_integers_that_the_code_does_not_read_are_not_tried(tried) -> None:
     find_groups(Network(ManyIntegers, depth=1), TOKENS.float())
-    assert len(tried) == len(set(tried))
+    assert {path for _, _, path, _ in tried} == {"num_heads"}
 
 
 def test_what_one_block_teaches_of_a_line_is_not_asked_of_the_others(monkeypatch) -> None:

@@ -140,3 +140,15 @@ def test_registering_a_type_twice_raises(register: Callable[..., None]) -> None:
     register(Gate)
     with pytest.raises(ValueError, match="Gate has a module update already"):
         register(Gate)
+
+
+def test_reads_are_noted_by_instance() -> None:
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width, self.depth = 4, 2
+
+    one, two = Sized(), Sized()
+    with registry.noting_reads([(m, path) for m in (one, two) for path in ("width", "depth")]) as read:
+        one.width += 1
+    assert (read, one.width, vars(Sized).keys() & {"width", "depth"}) == ({(id(one), "width")}, 5, set())
