@@ -162,7 +162,6 @@ LOCKED: dict[str, Callable[[Tensor], Any]] = {
     "pool_over_it": lambda x: F.max_pool1d(x.transpose(1, 2), 5),
     "median_index": lambda x: x.median(1)[1] + 1,
     "kthvalue": lambda x: x.kthvalue(2, 1)[0],
-    "quantile": lambda x: x.quantile(0.3, 1),
     "diff": lambda x: x.diff(dim=1),
     "fourier": lambda x: torch.fft.fft(x, dim=1).abs(),
     "fourier_of_all": lambda x: torch.fft.fftn(x).abs(),
