@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from lightning_taylor_prune.errors import PlanError, PruningWarning, TraceError
@@ -180,10 +181,15 @@ class ChannelGroups:
         """Return the unit (counted over all groups) of each root; -1 where none can leave."""
         return self._unit_of_root[roots]
 
-    def group_of(self, unit: int) -> tuple[ChannelGroup, int]:
-        """Return the group of a unit that is counted over all groups, and its number in that group."""
-        group = next(g for g in self if unit < g.first_unit + g.num_channels)
-        return group, unit - group.first_unit
+    @cached_property
+    def kinds_of_units(self) -> npt.NDArray[np.uint64]:
+        """A number for every unit, equal where units count alike in all integer arguments that follow the channels."""
+        kinds = np.zeros(self.num_units, dtype=np.uint64)
+        marks = np.random.default_rng(0)
+        for roots in self.structure.argument_roots():
+            units = self.units_of(roots)
+            np.add.at(kinds, units[units >= 0], marks.integers(0, 2**63, dtype=np.uint64))
+        return kinds
 
     def role_of(self, number: int) -> Role:
         """Return what the tensor does with the channels on this axis."""
@@ -515,7 +521,7 @@ def _probe(model: nn.Module, groups: ChannelGroups, rewrite: bool) -> _Stuck | N
     return None
 
 
-def _patterns(groups: ChannelGroups) -> Iterator[Mapping[str, Sequence[int]]]:
+def _patterns(groups: ChannelGroups) -> Iterator[dict[str, Sequence[int]]]:
     """Yield trial cuts that tell groups of one size apart: code that takes one's size for another's must not fit."""
     places: dict[str, int] = {}
     peers: dict[int, int] = {}
@@ -523,31 +529,25 @@ def _patterns(groups: ChannelGroups) -> Iterator[Mapping[str, Sequence[int]]]:
         places[group.name] = peers.get(group.num_channels, 0)
         peers[group.num_channels] = places[group.name] + 1
     several = any(count > _choices(size) for size, count in peers.items())
-    patterns: list[dict[str, Sequence[int]]] = [
-        {g.name: _about_a_third(places[g.name], g.num_channels, digit) for g in groups if g.num_channels > 1}
-        for digit in ((0, 1) if several else (0,))
-    ]
-    patterns.append({g.name: _leading_odd_third(g.num_channels) for g in groups if g.num_channels > 1})
-    yield from patterns
-    if untried := _from_what_stays(groups, patterns):
-        yield untried
+    for digit in (0, 1) if several else (0,):
+        yield {g.name: _about_a_third(places[g.name], g.num_channels, digit) for g in groups if g.num_channels > 1}
+    yield {g.name: _leading_odd_third(g.num_channels) for g in groups if g.num_channels > 1}
+    kinds = {g.name: units for g in groups if g.num_channels > 1 and len(units := _one_of_each_kind(groups, g)) > 1}
+    for number in range(min(max(map(len, kinds.values()), default=0), _KINDS_TRIED)):
+        yield {name: units[number : number + 1] for name, units in kinds.items() if number < len(units)}
 
 
-def _from_what_stays(groups: ChannelGroups, patterns: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, list[int]]:
-    """Choose a unit of every integer argument that must follow the channels, but that no pattern changes."""
-    stays = groups.structure.everything()
-    for removed in patterns:
-        for name, units in removed.items():
-            stays[groups[name].roots[list(units)]] = False
-    chosen: dict[str, set[int]] = {}
-    for roots in groups.structure.argument_roots():
-        counted = groups.units_of(roots)
-        if not stays[roots].all() or (counted < 0).all():
-            continue
-        group, unit = groups.group_of(int(counted.max()))
-        if len(chosen.get(group.name, ())) < group.num_channels - 1:
-            chosen.setdefault(group.name, set()).add(unit)
-    return {name: sorted(units) for name, units in chosen.items()}
+_KINDS_TRIED = 8
+"""Kinds of units in a group that are tried one by one."""
+
+
+def _one_of_each_kind(groups: ChannelGroups, group: ChannelGroup) -> list[int]:
+    """Choose a unit of every kind in a group: those of one kind count alike in all integer arguments of operators.
+
+    Halves of a stream that are sliced apart, say, may lose different numbers of channels with one unit and another.
+    """
+    kinds = groups.kinds_of_units[group.first_unit : group.first_unit + group.num_channels]
+    return np.sort(np.unique(kinds, return_index=True)[1]).tolist()
 
 
 def _choices(size: int) -> int:
@@ -568,8 +568,11 @@ def _about_a_third(place: int, size: int, digit: int) -> Sequence[int]:
 
 
 def _leading_odd_third(size: int) -> Sequence[int]:
-    """Choose an odd number of positions, all at the beginning: halves and quarters counted in the code do not fit."""
-    return range(min(size // 3 | 1, size - 1))
+    """Choose an odd number of positions, all at the beginning: halves and quarters counted in the code do not fit.
+
+    Of few positions half leave: what code rounds only shows when several do.
+    """
+    return range(-(-size // 2) if size < 6 else size // 3 | 1)
 
 
 def _blame(structure: Structure, divergence: Divergence, blamed: dict[Site, tuple[int, str]], widely: bool) -> None:

@@ -20,7 +20,7 @@ from lightning_taylor_prune.errors import VerificationError
 from lightning_taylor_prune.groups import ChannelGroups, find_groups
 from lightning_taylor_prune.surgery import prune_
 from tests import networks
-from tests.networks import NETWORKS
+from tests.networks import NETWORKS, conv
 from tests.oracles import (
     TOLERANCE,
     differences,
@@ -32,6 +32,7 @@ from tests.oracles import (
     to_dtype,
     training_step,
 )
+from tests.random_networks import PadChannels, Split
 
 # Per network: the groups with their sizes; and per locked layer, how many channels and what its reason names: the
 # operator, or "output" for what leaves the network.
@@ -333,3 +334,22 @@ class MaskedPatches(nn.Module):
 def test_channels_leave_though_they_become_one_axis_with_positions_that_cannot() -> None:
     groups = find_groups(MaskedPatches(), torch.zeros(2, 3, 4, 4))
     assert [(group.name, group.num_channels) for group in groups] == [("first", 6)]
+
+
+UNLIKE_UNITS = {
+    "padding of one channel": lambda: [nn.PixelUnshuffle(2), PadChannels(2, 1), PadChannels(3, 3), nn.Conv2d(29, 5, 1)],
+    "halves that round": lambda: [Split([nn.Sequential(), conv(3, 5)], "slice", 6), conv(8, 5)],
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE_UNITS)
+def test_what_is_offered_can_leave_unit_by_unit_and_all_but_one(name: str) -> None:
+    """Code that fits when some units leave, by rounding or since none of its padding was among them, is found out."""
+    layers = UNLIKE_UNITS[name]()
+    model = nn.Sequential(conv(3, 6 if isinstance(layers[0], Split) else 5), *layers)
+    groups = find_groups(model, torch.zeros(2, 3, 8, 8))
+    singly = [{g.name: [unit]} for g in groups for unit in range(g.num_channels) if g.num_channels > 1]
+    mostly = [{g.name: range(g.num_channels - 1)} for g in groups]
+    assert [groups.verify(model, groups.plan(removed)) for removed in [*singly, *mostly]] == [None] * (
+        len(singly) + len(mostly)
+    )
