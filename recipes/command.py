@@ -20,7 +20,9 @@ def command_line(words: Sequence[str] | None = None) -> str:
     return " ".join([PROGRAM, *map(shlex.quote, overrides() if words is None else words)])
 
 
-def resume_command(output: str, typed: Sequence[str] | None = None) -> str:
-    """Return the command that goes on where a run stopped: all that was typed, and its folder."""
-    kept = [word for word in (overrides() if typed is None else typed) if word.partition("=")[0] != "run"]
-    return command_line([*kept, f"run={output}"])
+def resume_command(output: str, typed: Sequence[str] | None = None, left: Sequence[str] = ()) -> str:
+    """Return the command that goes on where a run stopped: all that was typed, its folder, and stages still to do."""
+    own = [f"run={output}", *([f"stage=[{','.join(left)}]"] if left else [])]
+    replaced = {word.partition("=")[0] for word in own}
+    kept = [word for word in (overrides() if typed is None else typed) if word.partition("=")[0] not in replaced]
+    return command_line([*kept, *own])

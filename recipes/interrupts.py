@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,7 +17,16 @@ RANKS_AGREE_EVERY = 10  # steps; under DDP all ranks must stop at the same one, 
 
 
 class Interrupted(RecipeError):
-    """A signal stopped a stage, whose state is saved."""
+    """A signal stopped a stage.
+
+    Args:
+        message: What happened.
+        left: Stages still to do, the stopped one first; empty where its state is saved, which says as much.
+    """
+
+    def __init__(self, message: str, left: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.left = tuple(left)
 
 
 class Resumable(ModelCheckpoint):

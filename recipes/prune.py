@@ -49,6 +49,8 @@ def mistakes_in_one_line() -> Iterator[None]:
         yield
     except MISTAKES as error:
         sys.exit(f"error: {one_line(error)}")
+    except KeyboardInterrupt:
+        sys.exit("error: stopped by SIGINT, before anything was made")
 
 
 def remove_if_bare(folder: Path) -> None:
@@ -64,7 +66,7 @@ def prune(cfg: DictConfig) -> float | list[float]:
         try:
             found = stages.run(cfg)
         except Interrupted as stop:
-            raise Interrupted(f"{stop}. Go on with: {resume_command(cfg.output_dir)}") from stop
+            raise Interrupted(f"{stop}. Go on with: {resume_command(cfg.output_dir, left=stop.left)}") from stop
         except (*MISTAKES, KeyboardInterrupt):
             remove_if_bare(Path(cfg.output_dir))
             raise

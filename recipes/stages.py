@@ -23,6 +23,7 @@ from recipes.checks import check_network, check_values, chosen_stages
 from recipes.command import command_line
 from recipes.data import ImageData
 from recipes.folder import ORIGINAL, OUTCOME, PRUNED, PRUNING, RESULTS, RETRAINED, TEST, RunFolder, digest, write_json
+from recipes.interrupts import Interrupted
 from recipes.recipe import Recipe, say
 from recipes.weights import load_weights
 
@@ -49,8 +50,13 @@ def run(cfg: DictConfig) -> dict[str, float]:
     check_network(recipe.build(), recipe.data, cfg.pruning)
     for stage in set(stages) & {"train", "prune", "retrain"}:
         recipe.check(stage)
-    for stage in stages:
-        {"train": train, "prune": lambda r: prune(r, callback), "retrain": retrain, "compare": compare}[stage](recipe)
+    for number, stage in enumerate(stages):
+        try:
+            {"train": train, "prune": lambda r: prune(r, callback), "retrain": retrain, "compare": compare}[stage](
+                recipe
+            )
+        except KeyboardInterrupt as stop:  # outside of training, which answers signals itself
+            raise Interrupted(f"stopped by SIGINT in stage {stage}", stages[number:]) from stop
     return outcome(recipe)
 
 

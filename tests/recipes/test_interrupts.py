@@ -74,6 +74,18 @@ def test_second_signal_stops_at_once(signalled, compose_into, tmp_path):
     assert not (tmp_path / "prune.unfinished.ckpt").exists()
 
 
+def test_signal_outside_of_training_says_which_stages_are_left(monkeypatch, compose_into, tmp_path):
+    stages.run(compose_into(tmp_path, *TINY, "stage=[train,prune]"))
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "write_report", interrupted)
+    with pytest.raises(Interrupted, match="stopped by SIGINT in stage compare") as stop:
+        stages.run(compose_into(tmp_path, *TINY, "stage=[retrain,compare]"))
+    assert stop.value.left == ("compare",)
+
+
 def wait_for(condition, process, seconds=240):
     for _ in range(10 * seconds):
         if condition():
@@ -117,6 +129,14 @@ def test_ctrl_c_prints_the_command_that_resumes(tmp_path):
 def test_resume_command_keeps_what_was_typed(typed, command):
     assert resume_command("/out", typed) == command
     assert shlex.split(command)[2:] == [*(word for word in typed if not word.startswith("run=")), "run=/out"]
+
+
+def test_resume_command_names_the_stages_that_are_left():
+    typed = ["stage=[prune,retrain,compare]", "seed=2"]
+    assert (
+        resume_command("/out", typed, ["retrain", "compare"])
+        == "python recipes/prune.py seed=2 run=/out 'stage=[retrain,compare]'"
+    )
 
 
 def test_command_line_without_hydra_is_the_program():
