@@ -20,6 +20,7 @@ from lightning_taylor_prune.modules import (
     size_updates,
 )
 from lightning_taylor_prune.rewrite import HELD, is_rewritten, rewrite_
+from lightning_taylor_prune.trace import named_tensors
 from lightning_taylor_prune.verify import memory_format_of
 
 KEY = "lightning_taylor_prune"
@@ -37,7 +38,7 @@ def fit_shapes_(module: nn.Module, shapes: Mapping[str, torch.Size | tuple[int, 
     """
     misfits = {
         name: tuple(shapes[name])
-        for name, tensor in _named_tensors(module)
+        for name, tensor in named_tensors(module)
         if name in shapes and tensor.dim() == len(shapes[name]) and tuple(tensor.shape) != tuple(shapes[name])
     }
     set_attributes(attributes_for_shapes(module, misfits))
@@ -50,10 +51,6 @@ def fit_shapes_(module: nn.Module, shapes: Mapping[str, torch.Size | tuple[int, 
         if id(old) not in new:
             new[id(old)] = _empty_like(old, shape)
         table[leaf] = new[id(old)]
-
-
-def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
 
 
 def _empty_like(old: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -96,7 +93,7 @@ def is_loadable(module: nn.Module) -> bool:
 
 def shapes_of(module: nn.Module) -> dict[str, list[int]]:
     """Return the shape of every parameter and buffer, as plain data."""
-    return {name: list(tensor.shape) for name, tensor in _named_tensors(module)}
+    return {name: list(tensor.shape) for name, tensor in named_tensors(module)}
 
 
 def attributes_of(module: nn.Module) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_taylor_prune.capture import ModuleWatch
 from lightning_taylor_prune.errors import TraceError
-from lightning_taylor_prune.trace import Call, trace, untouched
+from lightning_taylor_prune.trace import Call, named_tensors, trace, untouched
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class PartWatch(ModuleWatch):
         self._running: list[str] = []
         self._outermost: dict[str, None] = {}
         self._tensors: dict[int, list[str]] = {}
-        for name, tensor in _named_tensors(root):
+        for name, tensor in named_tensors(root):
             self._tensors.setdefault(id(tensor), []).append(name)
         self._uses: dict[int, set[tuple[str, ...]]] = {}
         self._mode = _Uses(self._note_use)
@@ -158,10 +158,6 @@ def _below(name: str, names: Sequence[str] | dict[str, Any]) -> list[str]:
 def _nearest(names: Sequence[str]) -> list[str]:
     """Return the names that lie inside none of the others."""
     return [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
-
-
-def _named_tensors(root: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
 
 
 _ASK_NO_SIZE = frozenset(

@@ -312,12 +312,14 @@ def _tracing_context(call: Call) -> Iterator[None]:
         nn.SyncBatchNorm.forward = synchronised  # type: ignore[method-assign]
 
 
+def named_tensors(root: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return parameters, then buffers, by qualified name; tied ones under each of their names."""
+    return [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
+
+
 def _fake_tensors(root: nn.Module, mode: FakeTensorMode, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     fakes: dict[int, Tensor] = {}
-    named = [
-        *root.named_parameters(remove_duplicate=False),
-        *root.named_buffers(remove_duplicate=False),
-    ]
+    named = named_tensors(root)
     for name, tensor in named:
         if is_lazy(tensor):
             raise TraceError(f"Parameter `{name}` is not initialized; run one batch through the network first.")
