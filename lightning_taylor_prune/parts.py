@@ -6,7 +6,7 @@ network is watched while it really runs: how every module is called, and where e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,7 +53,9 @@ class PartWatch(ModuleWatch):
     """
 
     def __init__(self, root: nn.Module, target: str | None = None) -> None:
-        super().__init__(root, None if target is None else {target, *_below(target, dict(root.named_modules()))})
+        super().__init__(
+            root, None if target is None else {target, *_below(target, (n for n, _ in root.named_modules()))}
+        )
         self._root = root
         self._running: list[str] = []
         self._outermost: dict[str, None] = {}
@@ -150,7 +152,7 @@ def _can_be_traced(root: nn.Module, call: Call) -> bool:
     return True
 
 
-def _below(name: str, names: Sequence[str] | dict[str, Any]) -> list[str]:
+def _below(name: str, names: Iterable[str]) -> list[str]:
     """Return the names of the modules inside one."""
     return [n for n in names if n and n != name and (not name or n.startswith(f"{name}."))]
 

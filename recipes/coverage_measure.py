@@ -121,7 +121,7 @@ class _Run:
         original = self._stage("forward_original", lambda: evaluate(built))
         parts = self._stage("watch_parts", lambda: calls_of_parts(built, groups))
         self.record["parts"] = sorted({part.module for part in parts})
-        groups = self._cut_exact(built, groups, parts)
+        groups = self._cut_exact(built, groups, original, parts)
         self._cut_rest(built, groups, original)
         self._note_cost("after", built)
         self.record["loss"] = self._stage("train", lambda: training_step(built))
@@ -132,13 +132,16 @@ class _Run:
         cost = self._stage(f"cost_{when}", lambda: measure_cost(built.model, built.args, built.kwargs))
         self.record[f"params_{when}"], self.record[f"macs_{when}"] = cost.params, cost.macs
 
-    def _cut_exact(self, built: Built, groups: ChannelGroups, parts: Sequence[Call]) -> ChannelGroups:
+    def _cut_exact(
+        self, built: Built, groups: ChannelGroups, original: list[Tensor], parts: Sequence[Call]
+    ) -> ChannelGroups:
         """Cut the groups whose removal is the same as zeroing; compare with the network that is zeroed there."""
-        original = evaluate_parts(built, parts)
         plan = half_of(groups, lambda g: g.exact)
         self.record["exact_units_cut"] = len(plan)
         if not plan:
             return groups
+        if any(part.module for part in parts):
+            original = evaluate_parts(built, parts)
         self._stage("mask", lambda: mask_readers_(built.model, plan))
         masked = self._stage("forward_masked", lambda: evaluate_parts(built, parts))
         groups = self._stage("cut", lambda: prune_(built.model, plan))

@@ -149,6 +149,22 @@ def test_cost_counts_a_real_run() -> None:
     assert (before.macs - hidden) % (6 * 12 + 12 * 10) == 0  # one look for each place
 
 
+class Numerical(Detector):
+    """Leaves torch for a while, which fake tensors do not allow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * float(x.numpy().std())
+
+
+def test_cost_counts_a_real_run_of_code_that_leaves_torch() -> None:
+    assert measure_cost(build(Numerical), IMAGES) == measure_cost(build(), IMAGES)
+
+
+def test_cost_of_a_call_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="channels"):
+        measure_cost(build(), IMAGES.expand(-1, 3, -1, -1))
+
+
 # --- in training ---------------------------------------------------------------------------------------------------
 
 
