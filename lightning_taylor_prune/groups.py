@@ -345,7 +345,7 @@ def find_groups(
         The groups, and in ``groups.locked`` what cannot be pruned, with the reason.
 
     Raises:
-        TraceError: The network cannot be run on fake tensors.
+        TraceError: The network cannot be run on fake tensors, nor any part of it from which something can leave.
 
     Example:
         >>> import torch
