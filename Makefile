@@ -4,8 +4,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TESTS ?= not slow
 WORKERS ?= 2
+REVISION ?= HEAD
 
-.PHONY: demo test test-slow fuzz lint clean
+.PHONY: demo test test-slow fuzz same lint clean
 
 demo: .venv/installed-recipes  ## train, prune, retrain and compare a small network on real images
 	$(BIN)/python recipes/prune.py
@@ -18,6 +19,9 @@ test-slow: .venv/installed-dev  ## the sweeps over large networks
 
 fuzz: .venv/installed-dev  ## the laws on 2,000 random networks each, instead of 40
 	FUZZ_NETWORKS=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_fuzz.py
+
+same: .venv/installed-dev  ## whether the package still does, bit for bit, what it did at REVISION
+	OMP_NUM_THREADS=1 $(BIN)/python tests/behaviour.py $(REVISION)
 
 lint: .venv/installed-dev  ## style, formatting and types
 	$(BIN)/ruff check .
