@@ -1,8 +1,8 @@
 """Structured Taylor pruning of any PyTorch network, as a Lightning callback."""
 
-from lightning_taylor_prune.callback import TaylorPruningCallback
-from lightning_taylor_prune.checkpoint import fit_checkpoint_, load_pruned, make_loadable
+from lightning_taylor_prune.callbacks.pruning import TaylorPruningCallback
 from lightning_taylor_prune.cost import Cost, measure_cost, measure_latency
+from lightning_taylor_prune.criteria import Criterion, register_criterion
 from lightning_taylor_prune.errors import (
     PlanError,
     PruningError,
@@ -11,12 +11,12 @@ from lightning_taylor_prune.errors import (
     VerificationError,
 )
 from lightning_taylor_prune.groups import ChannelGroup, ChannelGroups, find_groups
-from lightning_taylor_prune.importance import Criterion, register_criterion
-from lightning_taylor_prune.modules import register_module_update
+from lightning_taylor_prune.labels.rules import register_rule
+from lightning_taylor_prune.modules.updates import register_module_update
 from lightning_taylor_prune.plan import Cut, PruningPlan
-from lightning_taylor_prune.rules import register_rule
-from lightning_taylor_prune.selection import select
-from lightning_taylor_prune.surgery import prune_
+from lightning_taylor_prune.pruning.checkpoint import fit_checkpoint_, load_pruned, make_loadable
+from lightning_taylor_prune.pruning.prune import prune_
+from lightning_taylor_prune.pruning.select import select
 
 __version__ = "0.1.0"
 

@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
-from lightning_taylor_prune.parts import run_for_real
-from lightning_taylor_prune.trace import Call, fake_trace, run
+from lightning_taylor_prune.tracing.call import Call
+from lightning_taylor_prune.tracing.recorder import fake_trace, run
+from lightning_taylor_prune.tracing.submodules import run_for_real
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_taylor_prune.groups.dry_run import Divergence
 
 
 class PruningError(RuntimeError):
@@ -32,7 +35,7 @@ class VerificationError(PruningError):
         divergence: What disagreed: operator, source line, expected and actual shapes.
     """
 
-    def __init__(self, message: str, divergence: Any = None) -> None:
+    def __init__(self, message: str, divergence: Divergence | None = None) -> None:
         super().__init__(message)
         self.divergence = divergence
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from lightning_taylor_prune.groups.groups import ChannelGroups
 
 Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """One axis of one parameter or buffer, and the positions on it that stay.
+    """One axis of one parameter or buffer, and the positions on it that are kept.
 
     Attributes:
         tensor: Qualified name of the parameter or buffer in the pruned module.
         dim: The axis.
         size: Length of the axis before the cut.
-        keep: Sorted positions that stay, int64, shape ``[kept]``.
+        keep: Sorted positions that are kept, int64, shape ``[kept]``.
         positions_known: False where only the number of positions is known, as when weights are loaded.
     """
 
@@ -37,22 +40,21 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class PruningPlan:
-    """What leaves the network: computed, checked, then applied all or nothing.
+    """What is removed from the network: computed, checked, then applied all or nothing.
 
     Attributes:
-        removed: Group name -> positions of the units that leave, within that group, sorted.
+        removed: Group name -> positions of the units to remove, within that group, sorted.
         cuts: The same for every axis of every parameter and buffer concerned.
-        groups: The :class:`~lightning_taylor_prune.groups.ChannelGroups` that the plan was made from;
-            with it :func:`~lightning_taylor_prune.surgery.prune_` can verify the outcome. ``None`` for a
-            plan that was read back from a checkpoint.
+        groups: The groups that the plan was made from: with them
+            :func:`~lightning_taylor_prune.pruning.prune.prune_` verifies the outcome.
     """
 
     removed: Mapping[str, tuple[int, ...]]
     cuts: tuple[Cut, ...]
-    groups: Any = field(default=None, repr=False)
+    groups: ChannelGroups = field(repr=False)
 
     def __len__(self) -> int:
-        """Number of units that leave."""
+        """Number of units to remove."""
         return sum(len(units) for units in self.removed.values())
 
     def __bool__(self) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lightning_taylor_prune import PlanError, load_pruned
-from lightning_taylor_prune.checkpoint import KEY, attributes_of
+from lightning_taylor_prune.pruning.checkpoint import KEY, attributes_of
 from recipes.errors import RecipeError
 
 ORIGINAL, PRUNED, RETRAINED = "original.pt", "pruned.pt", "retrained.pt"  # networks

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import nn
 
-from lightning_taylor_prune.live import PruningFigures, end_run
+from lightning_taylor_prune.callbacks import PruningFigures, end_run
 from recipes.data import ImageData
 from recipes.errors import RecipeError
 from recipes.folder import RunFolder

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_taylor_prune import TaylorPruningCallback, find_groups
-from lightning_taylor_prune.live import LossCurve
+from lightning_taylor_prune.callbacks import LossCurve
 from lightning_taylor_prune.report import Results, groups_of
 from lightning_taylor_prune.report import compare as comparison
 from lightning_taylor_prune.report.comparison import as_table

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lightning_taylor_prune.groups import ChannelGroups, find_groups
+from lightning_taylor_prune.groups.find import find_groups
+from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.plan import PruningPlan
-from lightning_taylor_prune.surgery import prune_
+from lightning_taylor_prune.pruning.prune import prune_
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -80,6 +81,19 @@ def mask_readers_(model: nn.Module, plan: PruningPlan) -> nn.Module:
                     gone = found.positions[np.isin(found.units, units)]
                     tensors[found.tensor].index_fill_(found.dim, torch.tensor(gone), 0)
     return model
+
+
+def zero_(model: nn.Module, plan: PruningPlan) -> None:
+    """Set to zero, in place, what a plan would remove: the masked network that pruning must agree with."""
+    removed = dict(plan.by_tensor())
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, cuts in removed.items():
+            tensor = tensors[name]
+            for cut in cuts:
+                gone = torch.ones(cut.size, dtype=torch.bool, device=tensor.device)
+                gone[torch.tensor(cut.keep, device=tensor.device)] = False
+                tensor.index_fill_(cut.dim, gone.nonzero().flatten(), 0)
 
 
 def masked_error(model: nn.Module, masked: nn.Module, plan: PruningPlan, example: Sequence[Any]) -> float:

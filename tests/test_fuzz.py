@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_taylor_prune.groups import ChannelGroups, find_groups
-from lightning_taylor_prune.surgery import prune_
+from lightning_taylor_prune.groups.find import find_groups
+from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.pruning.prune import prune_
 from tests.oracles import (
     TOLERANCE,
     evaluate,

@@ -12,11 +12,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from lightning_taylor_prune import TaylorPruningCallback, find_groups, prune_
-from lightning_taylor_prune.surgery import zero_
 from tests import lightning_modules
+from tests.callbacks.test_ddp import same
 from tests.distributed import run_ranks
 from tests.lightning_modules import Classifier, loader, small_network, trainer
-from tests.test_ddp import same
+from tests.oracles import zero_
 
 pytestmark = [
     pytest.mark.gpu,

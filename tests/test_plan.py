@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_taylor_prune.errors import PlanError
-from lightning_taylor_prune.groups import ChannelGroups, find_groups
+from lightning_taylor_prune.groups.find import find_groups
+from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.plan import Cut
 from tests.networks import NETWORKS
 
@@ -80,12 +81,12 @@ def test_digests_are_equal_exactly_for_equal_plans(
     assert (groups.plan(one).digest() == groups.plan(other).digest()) == (a == b)
 
 
-def test_a_digest_depends_on_tensor_axis_and_size() -> None:
+def test_a_digest_depends_on_tensor_axis_and_size(groups: ChannelGroups) -> None:
     from lightning_taylor_prune.plan import PruningPlan
 
     keep = np.array([0, 1])
     cuts = [Cut("a", 0, 4, keep), Cut("b", 0, 4, keep), Cut("a", 1, 4, keep), Cut("a", 0, 5, keep)]
-    assert len({PruningPlan({}, (cut,)).digest() for cut in cuts}) == 4
+    assert len({PruningPlan({}, (cut,), groups).digest() for cut in cuts}) == 4
 
 
 @given(UNITS)

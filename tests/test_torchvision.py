@@ -19,8 +19,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lightning_taylor_prune.groups import find_groups
-from lightning_taylor_prune.surgery import prune_
+from lightning_taylor_prune.groups.find import find_groups
+from lightning_taylor_prune.pruning.prune import prune_
 from tests.oracles import (
     TOLERANCE,
     evaluate,

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_taylor_prune.groups import ChannelGroups
-from lightning_taylor_prune.structure import layer_name
+from lightning_taylor_prune.groups.families import layer_name
+from lightning_taylor_prune.groups.groups import ChannelGroups
 
 BYTES_PER_PARAMETER = 4  # float32
 MEBIBYTE = 2**20

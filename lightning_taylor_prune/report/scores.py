@@ -52,7 +52,7 @@ def group_losses(groups: Iterable[GroupResult], history: Sequence[Mapping[str, A
     Args:
         groups: The groups.
         history: Rows of the callback's history; their ``scores`` come from
-            :func:`~lightning_taylor_prune.selection.score_summary`.
+            :func:`~lightning_taylor_prune.pruning.select.score_summary`.
     """
     scored = [row["scores"] for row in history if row.get("scores")]
     first, last = (scored[0], scored[-1]) if scored else ({}, {})

@@ -1,0 +1,73 @@
+"""Make scores of different groups comparable."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_taylor_prune.errors import PruningWarning
+from lightning_taylor_prune.groups.groups import ChannelGroups
+
+
+def normalize_scores(scores: Tensor, groups: ChannelGroups, how: str = "none", macs_weight: float = 0.0) -> Tensor:
+    """Make scores of different groups comparable.
+
+    Args:
+        scores: Shape ``[num_units]``.
+        groups: The groups.
+        how: ``"none"``, or divide by each group's ``"mean"``, ``"l2"`` norm or ``"max"``.
+        macs_weight: Take this much, times the share of all MACs that a unit costs, off its score
+            (Molchanov et al. 2017, section 2.3). 0 for no preference.
+
+    Returns:
+        Shape ``[num_units]``.
+    """
+    if how not in NORMALIZATIONS:
+        raise ValueError(f"`normalize` must be one of {', '.join(NORMALIZATIONS)}, but got {how!r}.")
+    parts = []
+    for part in scores.split([g.num_channels for g in groups]):
+        divisor = NORMALIZATIONS[how](part[part.isfinite()]) if part.isfinite().any() else torch.ones(())
+        parts.append(part / divisor if divisor > 0 else part)
+    normalized = torch.cat(parts) if parts else scores
+    if macs_weight:
+        normalized = normalized - macs_weight * unit_macs(groups) / groups.macs
+    return normalized
+
+
+NORMALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda part: torch.ones((), dtype=part.dtype),
+    "mean": torch.mean,
+    "l2": torch.linalg.vector_norm,
+    "max": torch.max,
+}
+
+
+def unit_macs(groups: ChannelGroups) -> Tensor:
+    """Return the MACs that leave with one unit of each group, for every unit; float64, shape ``[num_units]``."""
+    saved = []
+    for group in groups:
+        if group.num_channels > 1:
+            plan = groups.plan({group.name: [0]})
+            saved += [float(groups.macs - groups.after(plan).macs)] * group.num_channels
+        else:
+            saved.append(0.0)
+    return torch.tensor(saved, dtype=torch.float64)
+
+
+def warn_unscored(scores: Tensor, groups: ChannelGroups) -> None:
+    """Say which groups cannot be judged because the weights that matter have no gradient."""
+    names = [
+        group.name
+        for group, part in zip(groups, scores.split([g.num_channels for g in groups]), strict=True)
+        if part.isnan().all()
+    ]
+    if names:
+        warnings.warn(
+            f"{len(names)} groups have no score, since weights that matter for them get no gradient (frozen, or not "
+            f"used in the loss), and are left as they are: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}",
+            PruningWarning,
+            stacklevel=2,
+        )

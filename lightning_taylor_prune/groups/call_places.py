@@ -1,0 +1,80 @@
+"""The place of an operator's call within a module's run, and the same place in other modules of the class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import Node
+
+from lightning_taylor_prune.groups.shapes import SizeRef
+from lightning_taylor_prune.groups.structure import Structure
+from lightning_taylor_prune.labels.places import AxisRef, Site
+from lightning_taylor_prune.tracing.recorder import Trace
+
+
+@dataclass(frozen=True)
+class CallPlace:
+    """Which call it is, while a module runs: the same place means the same thing in all modules of a class.
+
+    Attributes:
+        target: The operator.
+        source: File and line that call it.
+        ordinal: How many calls of the operator on that line come before it in the module's run.
+    """
+
+    target: Any
+    source: str
+    ordinal: int
+
+    @staticmethod
+    def of(trace: Trace, module: str, op: int) -> CallPlace | None:
+        """Return the place of an operator in a module's run, if it runs there."""
+        target, source = _target_and_source(trace.ops[op])
+        alike = _positions(trace, module, target, source)
+        return CallPlace(target, source, alike.index(op)) if op in alike else None
+
+    def position_in(self, trace: Trace, module: str) -> int | None:
+        """Return the position of the operator at this place of another module's run, if there is one."""
+        alike = _positions(trace, module, self.target, self.source)
+        return alike[self.ordinal] if self.ordinal < len(alike) else None
+
+    def size_in(self, structure: Structure, module: str, ref: SizeRef) -> SizeRef | None:
+        """Return the size at this place of another module's run that corresponds to a size, if there is one."""
+        position = self.position_in(structure.propagation.traces[ref.trace], module)
+        if position is None:
+            return None
+        found = ref._replace(op=position)
+        if not isinstance(found, AxisRef):
+            return found if structure.has(found) else None
+        results = structure.results[found.trace][found.op]
+        return found if found.number < len(results) and found.axis < len(results[found.number].shape) else None
+
+
+def sites_on_the_line_of(traces: Sequence[Trace], site: Site) -> set[Site]:
+    """Return every call of the same operator on the same line, in whatever module and trace."""
+    wanted = _target_and_source(traces[site.trace].ops[site.op])
+    return {
+        Site(number, op)
+        for number, trace in enumerate(traces)
+        for op, node in enumerate(trace.ops)
+        if _target_and_source(node) == wanted
+    }
+
+
+def _target_and_source(node: Node) -> tuple[Any, str]:
+    return node.target, node.meta["source"]
+
+
+def _positions(trace: Trace, module: str, target: Any, source: str) -> list[int]:
+    """Return the positions of the calls of one operator on one line in the run of a module or below it."""
+    return [
+        op
+        for op, node in enumerate(trace.ops)
+        if _target_and_source(node) == (target, source) and _is_inside(node.meta["module"], module)
+    ]
+
+
+def _is_inside(name: str, module: str) -> bool:
+    return not module or name == module or name.startswith(f"{module}.")

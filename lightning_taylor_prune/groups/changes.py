@@ -1,0 +1,73 @@
+"""What must change in modules beyond their tensors when channels are removed: learnt of a network, then frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from torch import nn
+
+from lightning_taylor_prune.groups.shapes import SizeRef
+from lightning_taylor_prune.groups.structure import Structure
+from lightning_taylor_prune.modules.sizes import size_updates
+from lightning_taylor_prune.modules.updates import AttributeUpdate
+
+
+class SizeRule(NamedTuple):
+    """An integer that a module holds, and the size in the network that it is proportional to.
+
+    Attributes:
+        module: Qualified name of the module.
+        path: Where the module holds it, see :func:`~lightning_taylor_prune.modules.sizes.find_sizes`.
+        original: Its value before anything was removed.
+        follows: The size.
+    """
+
+    module: str
+    path: str
+    original: int
+    follows: SizeRef
+
+    def value(self, structure: Structure, counts: Sequence[int]) -> int | None:
+        """Return the integer at these counts; ``None`` where that is no whole number."""
+        return proportional(self.original, structure.size(self.follows, counts), structure.size(self.follows, None))
+
+
+@dataclass(frozen=True)
+class CodeChanges:
+    """Integers in attributes, and numbers in code, that follow the channels.
+
+    Attributes:
+        size_rules: Integers held by modules that no registered update knows.
+        rewritten: Names of the modules that get a generated `forward`, so that integers in their code can follow.
+    """
+
+    size_rules: tuple[SizeRule, ...] = ()
+    rewritten: tuple[str, ...] = ()
+
+    def with_rules(self, rules: Iterable[SizeRule]) -> CodeChanges:
+        """Return these changes with further rules."""
+        return replace(self, size_rules=(*self.size_rules, *rules))
+
+    def with_rewritten(self, names: Iterable[str]) -> CodeChanges:
+        """Return these changes with further modules to rewrite."""
+        return replace(self, rewritten=tuple(dict.fromkeys((*self.rewritten, *names))))
+
+    def that_fit(self, structure: Structure) -> CodeChanges:
+        """Return the changes whose sizes a structure has: those of arguments depend on the label rules in use."""
+        return replace(self, size_rules=tuple(rule for rule in self.size_rules if structure.has(rule.follows)))
+
+    def updates(self, root: nn.Module, structure: Structure, counts: Sequence[int]) -> list[AttributeUpdate]:
+        """Return the integers at their values for these counts; rewritten modules must be so by now."""
+        wanted: dict[str, dict[str, int]] = {}
+        for rule in self.size_rules:
+            value = rule.value(structure, counts)
+            wanted.setdefault(rule.module, {})[rule.path] = rule.original if value is None else value
+        return [u for name, sizes in wanted.items() for u in size_updates(root.get_submodule(name), sizes)]
+
+
+def proportional(value: int, size: int, original: int) -> int | None:
+    """Return ``value * size / original`` where that is a whole number."""
+    quotient, rest = divmod(value * size, original)
+    return None if rest else quotient

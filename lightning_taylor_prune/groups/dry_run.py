@@ -1,0 +1,307 @@
+"""Run the network's own code at the shapes a plan predicts, without data, and compare operator by operator."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
+
+from lightning_taylor_prune.groups.changes import CodeChanges
+from lightning_taylor_prune.groups.shapes import KeepMask
+from lightning_taylor_prune.groups.structure import Structure
+from lightning_taylor_prune.labels.places import Site
+from lightning_taylor_prune.labels.rules.registry import describe_operator, operator_name
+from lightning_taylor_prune.modules.rewrite import rewritten
+from lightning_taylor_prune.modules.updates import attribute_updates, patched
+from lightning_taylor_prune.plan import Cut
+from lightning_taylor_prune.tracing.recorder import Trace, run, user_line
+from lightning_taylor_prune.tracing.tensors import memory_format_of, memory_of
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where the network's code did something else than predicted.
+
+    Attributes:
+        site: Number of the trace, and position of the operator in it.
+        message: What was expected and what came, with the source line.
+        modules: The modules whose code was running, the innermost first.
+        lines: Files and lines that were being executed, the innermost first.
+        numbers: Integer arguments that the operator was called with.
+    """
+
+    site: Site
+    message: str
+    modules: tuple[nn.Module, ...] = ()
+    lines: tuple[str, ...] = ()
+    numbers: frozenset[int] = frozenset()
+
+
+class _DivergedError(Exception):
+    pass
+
+
+class DryRun:
+    """Runs a network's code at the shapes that a cut leads to, without data, and compares operator by operator.
+
+    What was run before is remembered: few shapes change from one cut to the next.
+
+    Args:
+        traces: The traces of the network, as they were recorded.
+    """
+
+    def __init__(self, traces: Sequence[Trace]) -> None:
+        self._traces = traces
+        self._tensors: list[dict[str, Tensor]] = [{} for _ in traces]
+        self._results: list[dict[int, _RecordedCall]] = [{} for _ in traces]
+
+    def check(
+        self, root: nn.Module, structure: Structure, changes: CodeChanges, kept: KeepMask, cuts: Sequence[Cut]
+    ) -> Divergence | None:
+        """Check that a network, cut to what is kept, runs as predicted; nothing is changed.
+
+        Args:
+            root: The network as it is now.
+            structure: Its structure, made from the traces.
+            changes: What changes in its modules beyond their tensors.
+            kept: Which labels are kept after the cut.
+            cuts: The cuts that lead there from the network as it is now.
+
+        Returns:
+            The first disagreement, or ``None``.
+        """
+        counts = structure.counts(kept)
+        with (
+            _no_complaints(),
+            rewritten(root, changes.rewritten),
+            patched([*attribute_updates(root, cuts), *changes.updates(root, structure, counts)]),
+        ):
+            for number, trace in enumerate(self._traces):
+                check = _Check(structure, number, counts, self._results[number])
+                if (found := check.run(root, trace, self._cut_tensors(number, structure, counts))) is not None:
+                    return found
+        return None
+
+    def _cut_tensors(self, number: int, structure: Structure, counts: Sequence[int]) -> dict[str, Tensor]:
+        """Return the fake tensors of a trace at their predicted shapes; tied ones stay one object."""
+        trace, known = self._traces[number], self._tensors[number]
+        fakes: dict[int, Tensor] = {}
+        for name, rule in structure.tensors.items():
+            old, shape = trace.tensors[name], rule.apply(counts)
+            last = known.get(name, old)
+            if tuple(last.shape) != shape:
+                last = known[name] = _resized(trace, old, shape)
+            fakes[id(old)] = last
+        return {name: fakes[id(tensor)] for name, tensor in trace.tensors.items()}
+
+
+@contextlib.contextmanager
+def _no_complaints() -> Iterator[None]:
+    """Hold back what torch logs of an operator that does not take its operands: here that is a finding, not a fault."""
+    log = logging.getLogger(FakeTensor.__module__)
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _resized(trace: Trace, old: Tensor, shape: tuple[int, ...]) -> Tensor:
+    # Around the dispatcher: `torch.empty` under the fake mode takes ten times as long.
+    data = torch.empty(shape, dtype=old.dtype, device="meta", memory_format=memory_format_of(old))
+    return FakeTensor(trace.mode, data, old.device).requires_grad_(old.requires_grad)
+
+
+class _Check:
+    """One verified forward pass."""
+
+    def __init__(
+        self, structure: Structure, number: int, counts: Sequence[int], results: dict[int, _RecordedCall]
+    ) -> None:
+        self._ops = structure.propagation.traces[number].ops
+        self._results = results
+        self._number = number
+        self._counts = counts
+        self._rules = structure.results[number]
+        self._expectations: Mapping[int, Sequence[Any]] = structure.expectations[number]
+        self._index = 0
+        self._found: str | None = None
+        self._arguments: Any = ()
+
+    def run(self, root: nn.Module, trace: Trace, tensors: Mapping[str, Tensor]) -> Divergence | None:
+        """Run the network's code and return the first disagreement."""
+        try:
+            run(root, trace, tensors, self._on_call)
+        except _DivergedError as error:
+            return self._divergence(self._found or str(error), error)
+        except Exception as error:  # whatever the network's code raises at these shapes is the finding
+            operator = operator_name(self._ops[self._index].target) if self._index < len(self._ops) else "at its end"
+            text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            message = f"the network's code fails if they leave: {text} ({operator}, {user_line(error)})"
+            return self._divergence(self._found or message, error)
+        if self._found is not None:  # the network's code swallowed the exception
+            return self._divergence(self._found)
+        while self._passes_unchanged(self._index):
+            self._index += 1
+        if self._index < len(self._ops):
+            return self._divergence("the network's code takes another path if they leave")
+        return None
+
+    def _divergence(self, message: str, error: BaseException | None = None) -> Divergence:
+        modules, lines = _frames(error)
+        numbers = frozenset(n for n in tree_leaves(self._arguments) if type(n) is int)
+        return Divergence(Site(self._number, min(self._index, len(self._ops) - 1)), message, modules, lines, numbers)
+
+    def _on_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._arguments = args, kwargs
+        if not self._passes_unchanged(self._index) and func in _UNCHANGED:
+            return func(*args, **kwargs)
+        while self._passes_unchanged(self._index) and func not in _UNCHANGED:
+            self._index += 1
+        index = self._index
+        expected: Any = self._ops[index].target if index < len(self._ops) else None
+        if expected is not func:
+            before = f"({describe_operator(self._ops[index])})" if expected is not None else "(after the last operator)"
+            self._fail(
+                f"the network's code calls {operator_name(func)} if they leave, where it did something else {before}"
+            )
+        self._compare_numbers(self._ops[index], args, kwargs)
+        for expected in self._expectations.get(index, ()):
+            actual, predicted = expected.expectation.argument(*args, **kwargs), expected.value(self._counts)
+            if actual != predicted:
+                self._fail(self._describe(expected.expectation.meaning, predicted, actual))
+        result = self._result(index, func, args, kwargs)
+        for rule, value in zip(self._rules[index], _flat(result), strict=True):
+            if isinstance(value, Tensor) and tuple(value.shape) != (shape := rule.apply(self._counts)):
+                self._fail(self._describe("shape", shape, tuple(value.shape)))
+        self._index += 1
+        return result
+
+    def _result(self, index: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator; called with the very same operands as last time, it gives the same tensors again."""
+        grad = torch.is_grad_enabled()
+        last = self._results.get(index)
+        if last is not None and last.fits(func, grad, args, kwargs):
+            return last.result
+        result = _SHORT_CUTS.get(func, func)(*args, **kwargs)
+        self._results[index] = _RecordedCall(func, grad, args, kwargs, result, _layouts(result))
+        return result
+
+    def _passes_unchanged(self, index: int) -> bool:
+        """Whether an operator only lays its operand out in memory, which an axis of size 1 may make needless."""
+        return index < len(self._ops) and self._ops[index].target in _UNCHANGED
+
+    def _compare_numbers(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A number that takes part in the arithmetic must not follow the channels, or the values would change."""
+        for name in _operands(node.target):
+            before, now = (_argument(name, *given) for given in ((node.args, node.kwargs), (args, kwargs)))
+            if isinstance(now, (int, float)) and isinstance(before, (int, float)) and now != before:
+                self._fail(
+                    f"the network's code computes with a number that follows them: {now} where it was {before} "
+                    f"({describe_operator(node)})"
+                )
+
+    def _fail(self, message: str) -> NoReturn:
+        self._found = self._found or message
+        raise _DivergedError(message)
+
+    def _describe(self, what: str, predicted: Any, actual: Any) -> str:
+        return (
+            f"the network's code keeps a size: {what} {actual} where {predicted} is needed "
+            f"({describe_operator(self._ops[self._index])})"
+        )
+
+
+@dataclass(frozen=True)
+class _RecordedCall:
+    """One call of an operator on fake tensors, and what came of it."""
+
+    func: Any
+    grad: bool
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+    layouts: list[Any]
+
+    def fits(self, func: Any, grad: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call is the same one, and nothing has changed the shapes of its results in place since."""
+        called_alike = self.func is func and self.grad == grad and _same(self.args, args) and _same(self.kwargs, kwargs)
+        return called_alike and _layouts(self.result) == self.layouts
+
+
+def _layouts(result: Any) -> list[Any]:
+    return [memory_of(v) if isinstance(v, Tensor) else v for v in _flat(result)]
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether arguments are equal, tensors in them the same objects, or the same memory laid out alike."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return a.requires_grad == b.requires_grad and memory_of(a) == memory_of(b)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(value, b[key]) for key, value in a.items())
+    return bool(a == b)
+
+
+def _frames(error: BaseException | None) -> tuple[tuple[nn.Module, ...], tuple[str, ...]]:
+    """Return the modules whose code an exception passed through, and the lines, the innermost first."""
+    modules: dict[int, nn.Module] = {}
+    lines = []
+    for frame, line in reversed([*traceback.walk_tb(error.__traceback__ if error is not None else None)]):
+        holder = frame.f_locals.get("self")
+        if isinstance(holder, nn.Module):
+            modules.setdefault(id(holder), holder)
+        lines.append(f"{frame.f_code.co_filename}:{line}")
+    return tuple(modules.values()), tuple(lines)
+
+
+def _batch_norm(x: Tensor, *vectors: Any, **kwargs: Any) -> Tensor:
+    """Batch normalisation on fake tensors, without the decomposition that takes most of a verification's time.
+
+    Raises:
+        RuntimeError: A parameter or statistic does not have one number per channel.
+    """
+    for vector in (*vectors[:4], *kwargs.values()):
+        if isinstance(vector, Tensor) and tuple(vector.shape) != (x.shape[1],):
+            raise RuntimeError(f"expected {x.shape[1]} numbers, one per channel, but got shape {list(vector.shape)}")
+    return torch.empty_like(x)
+
+
+_UNCHANGED = frozenset({torch.ops.aten.contiguous.default})
+
+_SHORT_CUTS: dict[Any, Any] = {torch.ops.aten.batch_norm.default: _batch_norm}
+
+
+@cache
+def _operands(func: Any) -> tuple[tuple[int, str], ...]:
+    """Return position and name of an operator's arguments that may be numbers it computes with, not sizes or axes."""
+    arguments = func._schema.arguments if hasattr(func, "_schema") else ()
+    computed = ("Tensor", "number", "float")
+    return tuple(
+        (i, a.name) for i, a in enumerate(arguments) if str(a.type).removeprefix("Optional[").startswith(computed)
+    )
+
+
+def _argument(place: tuple[int, str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    position, name = place
+    return args[position] if position < len(args) else kwargs.get(name)
+
+
+def _flat(result: Any) -> Iterator[Any]:
+    yield from result if isinstance(result, (tuple, list)) else (result,)

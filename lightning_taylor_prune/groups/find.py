@@ -1,0 +1,257 @@
+"""Analyse a network until its own code agrees with what is predicted of every cut."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from lightning_taylor_prune.errors import PruningWarning, TraceError
+from lightning_taylor_prune.groups.analysis import Analysis
+from lightning_taylor_prune.groups.call_places import sites_on_the_line_of
+from lightning_taylor_prune.groups.changes import CodeChanges
+from lightning_taylor_prune.groups.dry_run import DryRun
+from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.groups.infer_sizes import find_rewriting, find_size_rules
+from lightning_taylor_prune.groups.infer_ties import find_ties, keeps_a_choice
+from lightning_taylor_prune.groups.shapes import KeepMask
+from lightning_taylor_prune.groups.structure import Structure
+from lightning_taylor_prune.groups.trial import Contradiction, Trial
+from lightning_taylor_prune.groups.trial_cuts import trial_cuts
+from lightning_taylor_prune.labels.places import Rejection, Site, Tie
+from lightning_taylor_prune.labels.propagate import propagate
+from lightning_taylor_prune.labels.rules.registry import find_rules
+from lightning_taylor_prune.tracing.call import Call
+from lightning_taylor_prune.tracing.graph import trace
+from lightning_taylor_prune.tracing.recorder import Trace, training_flags
+from lightning_taylor_prune.tracing.submodules import parts_of_call
+
+
+def find_groups(
+    model: nn.Module,
+    example_inputs: Any,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    rewrite_hard_coded: bool = False,
+) -> ChannelGroups:
+    """Find which channels of a network can be removed, and which must be removed together.
+
+    The network is run on fake tensors, in training and in evaluation mode; nothing is computed, and it comes out
+    untouched. One that depends on the values of tensors (a detector, say) is run for real once, and the parts of it
+    that do not are analysed: backbone and heads.
+
+    Args:
+        model: Any network.
+        example_inputs: A tensor, or a tuple of positional arguments (tensors nested as the network takes them).
+        example_kwargs: Keyword arguments.
+        rewrite_hard_coded: Where a module's own code holds sizes as numbers (``view(-1, 64)``, ``x[:, :8]``), let
+            :func:`~lightning_taylor_prune.pruning.prune.prune_` give that module a generated `forward` in which they
+            follow what is removed; by default such channels are locked. Class, parameters, hooks and the keys of the
+            state dict stay as they are.
+
+    Returns:
+        The groups, and in ``groups.locked`` what cannot be pruned, with the reason.
+
+    Raises:
+        TraceError: The network cannot be run on fake tensors, nor any part of it from which something can be removed.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+        >>> [(group.name, group.num_channels) for group in find_groups(net, torch.zeros(1, 3, 8, 8))]
+        [('0', 8)]
+    """
+    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    call = Call("", args, dict(example_kwargs or {}))
+    try:
+        return groups_of_calls(model, [call], rewrite_hard_coded=rewrite_hard_coded)
+    except TraceError as error:
+        parts = parts_of_call(model, call) if error.in_forward else None
+        if not parts or not parts.calls:
+            raise
+        groups = groups_of_calls(model, parts.calls, rewrite_hard_coded=rewrite_hard_coded, fixed=parts.fixed)
+        if not groups.num_units:
+            raise
+        warnings.warn(parts.describe(str(error)), PruningWarning, stacklevel=2)
+        return groups
+
+
+def groups_of_calls(
+    model: nn.Module,
+    calls: Sequence[Call],
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    rewrite_hard_coded: bool = False,
+    fixed: Collection[str] = (),
+) -> ChannelGroups:
+    """Find groups over several ways in which a network is called; what any of them ties together is tied.
+
+    Args:
+        model: The network.
+        calls: How it is called.
+        shapes: Shapes of its parameters and buffers, where the groups are to be those of the network as it was.
+        rewrite_hard_coded: As in :func:`find_groups`.
+        fixed: Names of parameters and buffers that must stay as they are, since they are used outside of the calls.
+    """
+    traces = [t for call in calls for t in _trace_both_modes(model, call, shapes)]
+    search = _Search(model, calls, traces, rewrite_hard_coded, fixed)
+    groups, found = search.settle()
+    while found is not None:
+        groups, found = search.tie(found) or search.reject(found)
+    return groups
+
+
+Outcome = tuple[ChannelGroups, Contradiction | None]
+
+_TIES_TRIED = 8
+_PATIENCE = 6
+"""Contradictions on lines of their own taken one by one; from then on, and where a line contradicts in a second module,
+every operator on it is treated alike."""
+
+
+class _Search:
+    """Runs traces on labels until the network's code agrees with what is predicted.
+
+    What is known of the network grows from round to round: rules that its code contradicted, axes that are tied, and
+    changes of its code.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        calls: Sequence[Call],
+        traces: Sequence[Trace],
+        rewrite_hard_coded: bool,
+        fixed: Collection[str],
+    ) -> None:
+        self._model, self._calls, self._traces = model, calls, traces
+        self._rewrite, self._fixed = rewrite_hard_coded, fixed
+        self._dry_run = DryRun(traces)
+        self._rejected: dict[Site, Rejection] = {}
+        self._ties: tuple[Tie, ...] = ()
+        self._changes = CodeChanges()
+        self._rounds = 0
+        self._untied: set[tuple[Any, ...]] = set()
+        self._could_follow: dict[tuple[str, ...], bool] = {}
+
+    def settle(self, ties: Sequence[Tie] = ()) -> Outcome:
+        """Propagate labels with more ties and try the outcome; what was learnt of the code so far is kept."""
+        structure = Structure.of(propagate(self._traces, self._rejected, (*self._ties, *ties), self._fixed))
+        groups = ChannelGroups(Analysis.of(structure, self._changes, self._dry_run, self._calls))
+        return try_cuts(self._model, groups, self._rewrite)
+
+    def tie(self, found: Contradiction) -> Outcome | None:
+        """Tie axes of which the code takes one's size for the other's, if that gets it further and keeps a choice."""
+        self._changes = found.trial.groups.analysis.changes
+        site = found.divergence.site
+        place = found.divergence.lines, self._times_rejected(site)
+        if self._has_fallback(site) or place in self._untied:
+            return None
+        for ties in islice(find_ties(found.trial, found.divergence), _TIES_TRIED):
+            groups, now = self.settle(ties)
+            further = now is None or now.divergence.site > site
+            if further and keeps_a_choice(groups.structure, ties[0]):
+                self._ties += tuple(ties)
+                return groups, now
+        self._untied.add(place)  # nor will ties help where other modules run the same lines
+        return None
+
+    def _times_rejected(self, site: Site) -> int:
+        return self._rejected[site].times if site in self._rejected else 0
+
+    def _has_fallback(self, site: Site) -> bool:
+        rules = find_rules(self._traces[site.trace].ops[site.op].target)
+        return rules is not None and self._times_rejected(site) < len(rules.fallbacks)
+
+    def reject(self, found: Contradiction) -> Outcome:
+        """Have the next rule of the operator tried, or lock what it touches."""
+        self._rounds += 1
+        divergence = found.divergence
+        elsewhere = sites_on_the_line_of(self._traces, divergence.site) - {divergence.site}
+        widely = self._rounds > _PATIENCE or any(site in self._rejected for site in elsewhere)
+        message = divergence.message
+        if not self._rewrite and self._could_be_rewritten(found):
+            message += "; `rewrite_hard_coded=True` would free them"
+        site = _nearest_prunable(found.trial.groups, divergence.site)
+        for same in {site, *sites_on_the_line_of(self._traces, site)} if widely else {site}:
+            self._rejected[same] = Rejection(self._times_rejected(same) + 1, message)
+        return self.settle()
+
+    def _could_be_rewritten(self, found: Contradiction) -> bool:
+        """Whether sizes in the code that was running could follow; asked once for all modules that run these lines."""
+        lines = found.divergence.lines
+        if lines not in self._could_follow:
+            self._could_follow[lines] = bool(find_rewriting(found.trial, found.divergence)[1])
+        return self._could_follow[lines]
+
+
+def try_cuts(model: nn.Module, groups: ChannelGroups, rewrite: bool) -> Outcome:
+    """Try cuts of several patterns; return the first contradiction of the network's code.
+
+    Where it goes away by letting integers that modules hold follow the channels, they do so in the groups returned.
+    """
+    learnt = True
+    while learnt:  # what one pattern teaches must hold for the others too
+        learnt = False
+        for removed in trial_cuts(groups):
+            while (found := _contradiction(model, groups, removed)) is not None:
+                changes = _changes_for(found, rewrite)
+                if changes is None:
+                    return groups, found
+                groups, learnt = groups.with_changes(changes), True
+    return groups, None
+
+
+def _contradiction(
+    model: nn.Module, groups: ChannelGroups, removed: Mapping[str, Sequence[int]]
+) -> Contradiction | None:
+    trial = Trial(model, groups, groups.plan(removed))
+    divergence = trial.run() if trial.plan else None
+    return None if divergence is None else Contradiction(trial, divergence)
+
+
+def _changes_for(found: Contradiction, rewrite: bool) -> CodeChanges | None:
+    """Return what must change in modules for the code to get further, if anything helps."""
+    changes = found.trial.groups.analysis.changes
+    names: tuple[str, ...] = ()
+    rules = find_size_rules(found.trial, found.divergence)
+    if not rules and rewrite:
+        names, rules = find_rewriting(found.trial, found.divergence)
+    return changes.with_rewritten(names).with_rules(rules) if rules else None
+
+
+def _trace_both_modes(model: nn.Module, call: Call, shapes: Mapping[str, tuple[int, ...]] | None) -> list[Trace]:
+    """Trace as the network is, and in the other mode too where that runs other operators (auxiliary heads, say)."""
+    flags = training_flags(model)
+    first = trace(model, call, flags, shapes)
+    other = not flags[call.module]
+    try:
+        second = trace(model, call, dict.fromkeys(flags, other), shapes)
+    except TraceError as error:
+        warnings.warn(
+            f"What the network does in {'training' if other else 'evaluation'} mode was not analysed: {error}",
+            PruningWarning,
+            stacklevel=4,
+        )
+        return [first]
+    return [first] if first.signature() == second.signature() else [first, second]
+
+
+def _nearest_prunable(groups: ChannelGroups, site: Site) -> Site:
+    """Return the nearest operator that touches channels which can be removed: those before come first."""
+    structure = groups.structure
+    prunable = np.zeros(len(structure.propagation.roots), dtype=bool)
+    prunable[groups.unit_roots] = True
+    ops = range(len(structure.propagation.traces[site.trace].ops))
+    nearest = (Site(site.trace, op) for op in [*ops[site.op :: -1], *ops[site.op + 1 :]])
+    return next(near for near in nearest if _touches(structure, near, prunable))
+
+
+def _touches(structure: Structure, site: Site, prunable: KeepMask) -> bool:
+    """Whether an operator's operands or results carry channels that can still be removed."""
+    propagation = structure.propagation
+    touched = propagation.touched[site.trace][site.op]
+    return any(prunable[propagation.roots[f]].any() for value in touched for f in value.fields)

@@ -1,0 +1,83 @@
+"""One group of channels, and where it touches the tensors of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from lightning_taylor_prune.groups.families import Family
+from lightning_taylor_prune.groups.shapes import KeepMask
+from lightning_taylor_prune.plan import Indices
+
+Role = Literal["writer", "reader", "affine"]
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """Where a group touches one axis of one tensor.
+
+    Attributes:
+        tensor: Qualified name of the parameter or buffer.
+        dim: The axis.
+        role: ``"writer"`` (a weight whose output axis this is), ``"reader"`` (a weight whose input axis it is) or
+            ``"affine"`` (anything that rides along: bias, normalisation, statistics).
+        positions: Positions on the axis, int64, shape ``[positions]``.
+        units: The group's unit at each of them, same shape.
+    """
+
+    tensor: str
+    dim: int
+    role: Role
+    positions: Indices
+    units: Indices
+
+
+@dataclass(frozen=True)
+class LockedChannels:
+    """Channels of one layer that cannot be removed, and why."""
+
+    name: str
+    num_channels: int
+    reason: str
+
+
+class ChannelGroup:
+    """A family of units that share the same parameter axes: a layer's channels, or a residual stream's.
+
+    A *unit* is the smallest thing that can be removed: mostly one channel with all that reads and writes it.
+
+    Attributes:
+        name: Name of the layer that writes the channels first.
+        num_channels: Number of units now.
+        original_num_channels: Number of units when the network was analysed.
+        exact: Removing a unit is the same as setting it to zero; not so under normalisation across channels.
+        first_unit: Number of its first unit, counted over all groups.
+        roots: Root label of each unit, shape ``[num_channels]``.
+    """
+
+    def __init__(
+        self, family: Family, kept: KeepMask, first_unit: int, find_slices: Callable[[ChannelGroup], Iterable[Slice]]
+    ) -> None:
+        self.name = family.name
+        self.exact = family.exact
+        self.original_num_channels = len(family.roots)
+        self.first_unit = first_unit
+        self.roots = family.roots[kept[family.roots]]
+        self.num_channels = len(self.roots)
+        self._find_slices = find_slices
+
+    @cached_property
+    def width(self) -> int:
+        """Channels per unit on the axis that is written first: more than 1 for grouped convolutions and the like."""
+        first = next((s for s in self.slices if s.role == "writer"), self.slices[0])
+        return len(first.positions) // self.num_channels
+
+    def __repr__(self) -> str:
+        return f"ChannelGroup({self.name!r}, num_channels={self.num_channels})"
+
+    @cached_property
+    def slices(self) -> tuple[Slice, ...]:
+        """Every axis of every tensor that the group touches, in the order of the network's tensors."""
+        return tuple(self._find_slices(self))

@@ -1,0 +1,155 @@
+"""Find out which integers that modules hold must change when channels are removed.
+
+The dry run names the line that fails and the modules that were running. An integer of one of them that equals a size
+there, or is a multiple or fraction of it, is made to follow that size, or else one of a child that equals it; it is
+believed if the dry run then gets further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lightning_taylor_prune.groups.call_places import CallPlace
+from lightning_taylor_prune.groups.changes import SizeRule, proportional
+from lightning_taylor_prune.groups.dry_run import Divergence
+from lightning_taylor_prune.groups.shapes import ArgumentRef, SizeRef
+from lightning_taylor_prune.groups.structure import Structure
+from lightning_taylor_prune.groups.trial import Trial
+from lightning_taylor_prune.labels.places import AxisRef
+from lightning_taylor_prune.modules.reads import noting_reads
+from lightning_taylor_prune.modules.rewrite import is_rewritten, rewritten
+from lightning_taylor_prune.modules.sizes import find_sizes, has_size, holder_of, size_at
+
+_OPERATORS_BACK, _OPERATORS_AHEAD = 40, 10
+
+_DEPTH = 3
+"""How many integers may have to change together before the code gets past one operator."""
+
+
+def find_size_rules(trial: Trial, divergence: Divergence) -> tuple[SizeRule, ...]:
+    """Return rules that let the network's code get past an operator at which it failed; none if there are none."""
+    return _search(trial, divergence, (), frozenset({_line(divergence)}), _DEPTH)
+
+
+def find_rewriting(trial: Trial, divergence: Divergence) -> tuple[tuple[str, ...], tuple[SizeRule, ...]]:
+    """Return the modules to rewrite, and rules for integers in their code, that let it get further; else nothing.
+
+    The innermost running module that can be rewritten is, with all of its class.
+    """
+    for module in divergence.modules:
+        names = tuple(name for name, other in trial.root.named_modules() if type(other) is type(module))
+        with rewritten(trial.root, names):
+            rules = find_size_rules(trial, divergence) if is_rewritten(module) else ()
+            if rules:
+                changed = {rule.module for rule in rules}
+                return tuple(name for name in names if name in changed), rules
+    return (), ()
+
+
+def _search(
+    trial: Trial, stuck: Divergence, chosen: tuple[SizeRule, ...], seen: frozenset[str], depth: int
+) -> tuple[SizeRule, ...]:
+    """Try rules, likeliest first; go on from one that only reaches another line before the same operator."""
+    further: list[tuple[tuple[SizeRule, ...], Divergence]] = []
+    tried: set[tuple[str, str, int | None]] = set()
+    for rule in _candidates(trial, stuck, chosen):
+        if (effect := (rule.module, rule.path, trial.value(rule))) in tried:
+            continue  # another size has set it to this number, and the code got no further
+        tried.add(effect)
+        alone = trial.run((*chosen, rule))
+        if alone == stuck:
+            continue
+        for rules in _with_alike(trial, rule, chosen):
+            outcome = alone if len(rules) == 1 else trial.run((*chosen, *rules))
+            if outcome is None or outcome.site > stuck.site:
+                return (*chosen, *rules)
+            if outcome.site == stuck.site and _line(outcome) not in seen:
+                further.append(((*chosen, *rules), outcome))
+    for rules, outcome in further if depth > 1 else ():
+        if found := _search(trial, outcome, rules, seen | {_line(outcome)}, depth - 1):
+            return found
+    return ()
+
+
+def _line(divergence: Divergence) -> str:
+    return f"{divergence.lines[:1]} {divergence.message}"
+
+
+def _candidates(trial: Trial, stuck: Divergence, chosen: Sequence[SizeRule]) -> Iterator[SizeRule]:
+    """Yield rules for integers that running modules hold and read: equal to a size that changed, then proportional.
+
+    At last for those that code reads of a child which is not running (`self.block.hidden_size`), where they are equal.
+    """
+    names = {id(module): name for name, module in trial.root.named_modules()}
+    taken = {(r.module, r.path) for r in (*trial.groups.analysis.changes.size_rules, *chosen)}
+    changed = list(changed_sizes(trial, stuck))
+    children = dict.fromkeys(child for module in stuck.modules for child in module.children())
+    modules = [m for m in dict.fromkeys((*stuck.modules, *children)) if id(m) in names]
+    held = [(m, path, value) for m in modules for path, value in find_sizes(m).items() if value >= 2]
+    held = [(m, path, value) for m, path, value in held if (names[id(m)], path) not in taken]
+    with noting_reads((m, path) for m, path, _ in held) as read:
+        trial.run(chosen)
+    held = [(m, path, value) for m, path, value in held if holder_of(m, path) in read]
+    running, idle = ([h for h in held if (h[0] in stuck.modules) is there] for there in (True, False))
+    for some, exactly in ((running, True), (running, False), (idle, True)):
+        for module, path, value in some:
+            for ref, original, now in changed:
+                fits = value == original if exactly else _in_proportion(value, original, now)
+                if fits:
+                    yield SizeRule(names[id(module)], path, value, ref)
+
+
+def _in_proportion(value: int, original: int, now: int) -> bool:
+    related = value != original and (value % original == 0 or original % value == 0)
+    return related and proportional(value, now, original) is not None
+
+
+def changed_sizes(trial: Trial, stuck: Divergence) -> Iterator[tuple[SizeRef, int, int]]:
+    """Yield sizes near an operator that the cut changes: its arguments and results, then those around it."""
+    structure, counts = trial.structure, trial.counts
+    trace, op = stuck.site
+    last = len(structure.results[trace]) - 1
+    around = [*range(op, max(op - _OPERATORS_BACK, -1), -1), *range(op + 1, min(op + _OPERATORS_AHEAD, last) + 1)]
+    seen: set[tuple[int, int]] = set()
+    for index in around:
+        for ref in _sizes_of(structure, trace, index):
+            original, now = structure.size(ref, None), structure.size(ref, counts)
+            if original != now and (original, now) not in seen:
+                seen.add((original, now))
+                yield ref, original, now
+
+
+def _sizes_of(structure: Structure, trace: int, op: int) -> Iterator[SizeRef]:
+    for number in range(len(structure.expectations[trace].get(op, ()))):
+        yield ArgumentRef(trace, op, number)
+    yield from counted_axes(structure, trace, op)
+
+
+def counted_axes(structure: Structure, trace: int, op: int) -> Iterator[AxisRef]:
+    """Yield the axes of an operator's results whose positions can be removed."""
+    for number, rule in enumerate(structure.results[trace][op]):
+        for axis, _ in rule.counted:
+            yield AxisRef(trace, op, number, axis)
+
+
+def _with_alike(trial: Trial, rule: SizeRule, chosen: Sequence[SizeRule]) -> Iterator[tuple[SizeRule, ...]]:
+    """Yield a rule with the same one for all modules of its class, then the rule alone."""
+    alike = tuple(_alike(trial, rule, chosen))
+    if alike:
+        yield (rule, *alike)
+    yield (rule,)
+
+
+def _alike(trial: Trial, rule: SizeRule, chosen: Sequence[SizeRule]) -> Iterator[SizeRule]:
+    """Yield the rule for other modules of the class: each follows the size at the same place of its own run."""
+    structure, module = trial.structure, trial.root.get_submodule(rule.module)
+    place = CallPlace.of(structure.propagation.traces[rule.follows.trace], rule.module, rule.follows.op)
+    if place is None:
+        return
+    taken = {(r.module, r.path) for r in (*trial.groups.analysis.changes.size_rules, *chosen)}
+    for name, other in trial.root.named_modules():
+        if other is module or type(other) is not type(module) or (name, rule.path) in taken:
+            continue
+        ref = place.size_in(structure, name, rule.follows)
+        if ref is not None and has_size(other, rule.path):
+            yield SizeRule(name, rule.path, size_at(other, rule.path), ref)

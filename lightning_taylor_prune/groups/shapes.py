@@ -1,0 +1,111 @@
+"""Shapes whose axes are counts of labels that are kept, and integers that follow such a count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_taylor_prune.labels.places import AxisRef
+from lightning_taylor_prune.labels.rules.context import Expectation
+from lightning_taylor_prune.labels.space import Field, Labels, axes_of, first_along
+
+KeepMask = npt.NDArray[np.bool_]
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ShapeRule:
+    """A shape, some axes of which are counted."""
+
+    shape: Shape
+    counted: tuple[tuple[int, int], ...]
+
+    def apply(self, counts: Sequence[int]) -> Shape:
+        """Return the shape with the counted axes filled in."""
+        if not self.counted:
+            return self.shape
+        sizes = list(self.shape)
+        for axis, number in self.counted:
+            sizes[axis] = counts[number]
+        return tuple(sizes)
+
+
+class ExpectedArgument(NamedTuple):
+    """An integer argument of an operator, and the rule of its value."""
+
+    expectation: Expectation
+    rule: ShapeRule
+
+    def value(self, counts: Sequence[int]) -> int:
+        """Return what the argument must be."""
+        return self.rule.apply(counts)[self.expectation.axis] + self.expectation.offset
+
+
+class ArgumentRef(NamedTuple):
+    """One integer argument that must follow the channels: trace, position of the operator, which expectation."""
+
+    trace: int
+    op: int
+    number: int
+
+
+SizeRef = AxisRef | ArgumentRef
+"""A size in the network."""
+
+
+class AxisCounts:
+    """Collects label arrays to be counted together; the same array object is counted once."""
+
+    def __init__(self, roots: Field) -> None:
+        self._roots = roots
+        self._arrays: list[Field] = []
+        self._numbers: dict[int, tuple[int, int] | None] = {}
+        self._kept_alive: list[Field] = []
+
+    def is_one_unit(self, labels: Field) -> bool:
+        """Whether all of an array's labels leave together, so that an axis of its own never shrinks."""
+        roots = self._roots[labels]
+        return bool((roots == roots[0]).all())
+
+    def number_of(self, labels: Field) -> int:
+        """Register a 1-D array of labels; returns its number."""
+        found = self._lookup(labels, lambda: (0, self._roots[labels]))
+        assert found is not None
+        return found[1]
+
+    def shape_rule_of(self, labels: Field) -> ShapeRule:
+        """Register the axis along which a single field varies."""
+        return self.shape_rule(Labels(labels.shape, (labels,)))
+
+    def shape_rule(self, value: Labels) -> ShapeRule:
+        """Register the axes along which a value's fields still vary."""
+        found = (self._lookup(f, lambda f=f: self._varying_line(f)) for f in value.fields)  # type: ignore[misc]
+        return ShapeRule(value.shape, tuple(pair for pair in found if pair is not None))
+
+    def _lookup(self, labels: Field, make) -> tuple[int, int] | None:  # type: ignore[no-untyped-def]
+        if id(labels) not in self._numbers:
+            self._kept_alive.append(labels)
+            line = make()
+            if line is not None:
+                self._arrays.append(line[1])
+                line = (line[0], len(self._arrays) - 1)
+            self._numbers[id(labels)] = line
+        return self._numbers[id(labels)]
+
+    def _varying_line(self, labels: Field) -> tuple[int, Field] | None:
+        roots = self._roots[labels]
+        axes = [a for a in axes_of(roots) if (roots != first_along(roots, a)).any()]
+        if len(axes) != 1:
+            return None
+        return axes[0], np.moveaxis(roots, axes[0], -1).reshape(-1, roots.shape[axes[0]])[0]
+
+    def finish(self) -> tuple[Field, Field]:
+        """Return all arrays in one, and where each starts."""
+        lengths = [len(a) for a in self._arrays]
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+        return np.concatenate(self._arrays) if self._arrays else np.empty(0, dtype=np.int64), starts

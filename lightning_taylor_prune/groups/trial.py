@@ -1,0 +1,64 @@
+"""A cut that a network's code is tried with, and what the code contradicts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+
+from lightning_taylor_prune.groups.changes import SizeRule
+from lightning_taylor_prune.groups.dry_run import Divergence
+from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.groups.shapes import KeepMask
+from lightning_taylor_prune.groups.structure import Structure
+from lightning_taylor_prune.plan import PruningPlan
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A cut that a network's code is tried with.
+
+    Attributes:
+        root: The network.
+        groups: Its groups, with what is known so far of its code.
+        plan: What is removed.
+    """
+
+    root: nn.Module
+    groups: ChannelGroups
+    plan: PruningPlan
+
+    @property
+    def structure(self) -> Structure:
+        """Every size in the network."""
+        return self.groups.structure
+
+    @cached_property
+    def kept(self) -> KeepMask:
+        """Which labels are kept after the cut."""
+        return self.groups.kept_after(self.plan)
+
+    @cached_property
+    def counts(self) -> Sequence[int]:
+        """Every registered count after the cut."""
+        return self.structure.counts(self.kept)
+
+    def value(self, rule: SizeRule) -> int | None:
+        """Return what the cut sets a rule's integer to."""
+        return rule.value(self.structure, self.counts)
+
+    def run(self, rules: Sequence[SizeRule] = ()) -> Divergence | None:
+        """Verify the cut, with further integers made to follow sizes."""
+        analysis = self.groups.analysis
+        changes = analysis.changes.with_rules(rules)
+        return analysis.dry_run.check(self.root, self.structure, changes, self.kept, self.plan.cuts)
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """A trial cut that the network's code contradicts."""
+
+    trial: Trial
+    divergence: Divergence

@@ -1,0 +1,263 @@
+"""Run traces on labels instead of numbers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import getitem
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from lightning_taylor_prune.errors import PruningWarning
+from lightning_taylor_prune.labels.places import Axis, Rejection, Site, Tie
+from lightning_taylor_prune.labels.rectangles import settle_rectangles
+from lightning_taylor_prune.labels.rules.context import Expectation, Notes, RuleContext, find_labels
+from lightning_taylor_prune.labels.rules.registry import Rule, find_rules, operator_name
+from lightning_taylor_prune.labels.space import Field, Labels, LabelSpace, on_axis
+from lightning_taylor_prune.tracing.recorder import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Propagation:
+    """The outcome of running traces on labels: what is tied, and what every operator's result carries.
+
+    Attributes:
+        traces: The traces, one per way in which the network runs.
+        axes: Every axis of every parameter and buffer, tied ones once.
+        roots: Root of every label: equal roots leave together. Shape ``[labels]``.
+        locked: Reason for every locked root.
+        inexact: Sorted roots whose removal is not the same as zero.
+        results: Per trace and operator, the labels of its results.
+        touched: Per trace and operator, the labels of its operands and results.
+        readers: Numbers of the axes that consume channels.
+        writers: Numbers of the axes that produce channels, in the order of execution.
+        expectations: Integer arguments that must follow the labels.
+        macs: Per trace and operator, its cost as (factor, fields).
+        fixed: Names of parameters and buffers that keep their sizes, as they are also used outside of the traces.
+    """
+
+    traces: Sequence[Trace]
+    axes: Sequence[Axis]
+    roots: Field
+    locked: Mapping[int, str]
+    inexact: Field
+    results: Sequence[Sequence[Sequence[Labels]]]
+    touched: Sequence[Sequence[Sequence[Labels]]]
+    readers: frozenset[int]
+    writers: tuple[int, ...]
+    expectations: Sequence[Mapping[int, Sequence[Expectation]]]
+    macs: Sequence[Mapping[int, Sequence[tuple[int, Sequence[Field]]]]]
+    fixed: tuple[str, ...]
+
+
+def propagate(
+    traces: Sequence[Trace],
+    rejected: Mapping[Site, Rejection],
+    ties: Sequence[Tie] = (),
+    fixed: Collection[str] = (),
+) -> Propagation:
+    """Run traces on labels.
+
+    Args:
+        traces: Traces of one network; they share its parameters.
+        rejected: Operators some of whose rules the network's code contradicted.
+        ties: Axes to tie beyond what the operators do.
+        fixed: Names of parameters and buffers that are also used outside of the traces.
+    """
+    space = LabelSpace()
+    axes, parameters = _label_parameters(space, traces[0])
+    runs = [_Run(space, trace, number, parameters, rejected) for number, trace in enumerate(traces)]
+    for tie in ties:
+        _apply_tie(space, runs, tie)
+    for name in fixed:
+        for f in parameters[name].fields:
+            space.lock(f, "is also used where the network cannot be traced")
+    _lock_unused(space, traces, parameters)
+    notes = [run.notes for run in runs]
+    settle_rectangles(space, [r for n in notes for r in n.rectangles], [d for n in notes for d in n.deferred])
+    starts = np.array([axis.start for axis in axes] + [np.inf])
+    return Propagation(
+        traces=traces,
+        axes=axes,
+        roots=space.roots(),
+        locked=space.locked(),
+        inexact=space.inexact(),
+        results=[run.results for run in runs],
+        touched=[run.touched for run in runs],
+        readers=frozenset(_axis_numbers(starts, [f for n in notes for f in n.readers])),
+        writers=tuple(_axis_numbers(starts, [f for n in notes for f in n.writers])),
+        expectations=[n.expectations for n in notes],
+        macs=[n.macs for n in notes],
+        fixed=tuple(fixed),
+    )
+
+
+def _label_parameters(space: LabelSpace, trace: Trace) -> tuple[list[Axis], dict[str, Labels]]:
+    axes: list[Axis] = []
+    by_identity: dict[int, Labels] = {}
+    for name, tensor in trace.tensors.items():
+        if id(tensor) in by_identity:
+            continue
+        fields = []
+        for dim, size in enumerate(tensor.shape):
+            if size > 1:
+                labels = space.fresh(size)
+                axes.append(Axis(name, dim, size, int(labels[0])))
+                fields.append(on_axis(labels, dim, tensor.dim()))
+        by_identity[id(tensor)] = Labels(tuple(tensor.shape), tuple(fields), direct=True, static=True)
+    return axes, {name: by_identity[id(tensor)] for name, tensor in trace.tensors.items()}
+
+
+def _axis_numbers(starts: Any, fields: Sequence[Field]) -> list[int]:
+    """Return the numbers of the parameter axes that the labels belong to, in order of first appearance."""
+    numbers: dict[int, None] = {}
+    for f in fields:
+        found = np.unique(np.searchsorted(starts, f.ravel(), side="right") - 1)
+        numbers.update(dict.fromkeys(n for n in found.tolist() if n < len(starts) - 1))
+    return list(numbers)
+
+
+def _lock_unused(space: LabelSpace, traces: Sequence[Trace], parameters: Mapping[str, Labels]) -> None:
+    used = {
+        id(parameters[node.meta["tensor"]])
+        for trace in traces
+        for node in trace.graph.nodes
+        if node.op == "placeholder" and "tensor" in node.meta and node.users
+    }
+    for value in parameters.values():
+        if id(value) not in used:
+            for f in value.fields:
+                space.lock(f, "is not used in the forward pass")
+
+
+class _Run:
+    """One trace run on labels."""
+
+    def __init__(
+        self,
+        space: LabelSpace,
+        trace: Trace,
+        number: int,
+        parameters: Mapping[str, Labels],
+        rejected: Mapping[Site, Rejection],
+    ) -> None:
+        self.notes = Notes()
+        self.ops = trace.ops
+        self.results: list[list[Labels]] = []
+        self.touched: list[list[Labels]] = []
+        self._space, self._number, self._rejected = space, number, rejected
+        self._outputs = set(trace.outputs)
+        self._values: dict[Node, Any] = {}
+        self._sharing: dict[Any, list[Node]] = {}
+        for node in trace.graph.nodes:
+            if node.op == "placeholder":
+                self._values[node] = self._placeholder(node, parameters)
+            elif node.op == "call_function":
+                self._values[node] = self._call(node)
+                self._share_liveness(node)
+            if isinstance(self._values.get(node), Labels):
+                self._sharing.setdefault(_storage_of(node), []).append(node)
+        why = f"leaves `{trace.call.module}`, around which the network cannot be traced"
+        for node in trace.outputs:
+            for f in self._values[node].fields:
+                space.lock(f, why if trace.call.piece else "is an output of the network")
+
+    @staticmethod
+    def _placeholder(node: Node, parameters: Mapping[str, Labels]) -> Labels:
+        if "tensor" in node.meta:
+            return parameters[node.meta["tensor"]]
+        return Labels(tuple(node.meta["val"].shape), static="constant" in node.meta)
+
+    def _call(self, node: Node) -> Any:
+        if node.target is getitem:
+            return self._values[node.args[0]][node.args[1]]  # type: ignore[index]
+        index = len(self.results)
+        rules, rejection = _rules_of(node), self._rejected.get(Site(self._number, index), Rejection(0, ""))
+        unused = not node.users and not _written(node) and node not in self._outputs
+        ctx = RuleContext(self._space, self.notes, node, index, unused)
+        args, kwargs = _map_nodes(node.args, self._values), _map_nodes(node.kwargs, self._values)
+        value = self._apply(rules[min(rejection.times, len(rules) - 1)], ctx, args, kwargs)
+        self.results.append(find_labels(value))
+        self.touched.append(find_labels([args, kwargs, value]))
+        if rejection.times >= len(rules):
+            for f in (f for v in self.touched[-1] for f in v.fields):
+                self._space.lock(f, rejection.message)
+        return value
+
+    def _share_liveness(self, node: Node) -> None:
+        """What an operator has written to in place now depends on the input, and so do all views of it."""
+        value = self._values[node]
+        if not isinstance(value, Labels) or value.static:
+            return
+        for written in _written(node):
+            for other in self._sharing.get(_storage_of(written), ()):
+                if self._values[other].static:
+                    self._values[other] = replace(self._values[other], static=False, direct=False)
+
+    def _apply(self, rule: Rule | None, ctx: RuleContext, args: Any, kwargs: Any) -> Any:
+        """Run the rule; where there is none, or it fails, lock what the operator touches."""
+        why = "meets an operator without a label rule"
+        if rule is not None:
+            try:
+                value = rule(ctx, *args, **kwargs)
+                if [v.shape for v in find_labels(value)] == ctx.shapes:
+                    return value
+                why = "meets an operator whose label rule predicts another shape"
+            except Exception as error:  # a rule may not know every form of its operator: lock, say so, go on
+                why = f"meets an operator whose label rule failed: {type(error).__name__}: {error}"
+            name = operator_name(ctx.node.target)
+            warnings.warn(f"Label rule of `{name}`: {why}. Its channels are locked.", PruningWarning, stacklevel=2)
+        operands = find_labels([args, kwargs])
+        ctx.lock_all(operands, why)
+        results = [Labels(shape, static=all(v.static for v in operands)) for shape in ctx.shapes]
+        return results if isinstance(ctx.node.meta["val"], (tuple, list)) else results[0]
+
+
+def _apply_tie(space: LabelSpace, runs: Sequence[_Run], tie: Tie) -> None:
+    """Unite two axes position by position; where only one is tracked the other keeps its size, so lock."""
+    first, second = (runs[ref.trace].results[ref.op][ref.number].along(ref.axis) for ref in tie)
+    if first is None or second is None:
+        for labels in (first, second):
+            if labels is not None:
+                space.lock(labels, "takes its size from an axis whose size is fixed")
+        return
+    longer, line = np.moveaxis(first, tie.axis.axis, -1), np.moveaxis(second, tie.follows.axis, -1)
+    for axis in range(line.ndim - 1):
+        line = space.unite_along(line, axis)
+    line = line.ravel()
+    space.unite(longer.reshape(*longer.shape[:-1], -1, len(line)), line)
+
+
+def _rules_of(node: Node) -> Sequence[Rule | None]:
+    """Return what to try for an operator, in order; nothing is known of one without a rule."""
+    found = find_rules(node.target)
+    return [None] if found is None else found.in_order
+
+
+def _storage_of(node: Node) -> Any:
+    tensor = node.meta["val"]
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else node
+
+
+def _written(node: Node) -> list[Node]:
+    """Return the operands that an operator writes to in place."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    named = zip(schema.arguments, node.args, strict=False)
+    pairs = [*named, *((a, node.kwargs[a.name]) for a in schema.arguments if a.name in node.kwargs)]
+    return [v for a, v in pairs if a.alias_info is not None and a.alias_info.is_write and isinstance(v, Node)]
+
+
+def _map_nodes(value: Any, values: Mapping[Node, Any]) -> Any:
+    if isinstance(value, Node):
+        return values[value]
+    if isinstance(value, (list, tuple)):
+        return [_map_nodes(v, values) for v in value]
+    if isinstance(value, Mapping):
+        return {key: _map_nodes(v, values) for key, v in value.items()}
+    return value

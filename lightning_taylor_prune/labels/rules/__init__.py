@@ -1,0 +1,38 @@
+"""Operator -> label rule, one file for each kind of operator. Importing this package fills the registry.
+
+May import: labels.space, labels.places, modules.
+"""
+
+from lightning_taylor_prune.labels.rules import (
+    concatenation,
+    convolution,
+    indexing,
+    matmul,
+    normalization,
+    padding,
+    permutation,
+    pointwise,
+    reduction,
+    reshape,
+    spatial,
+    unsupported,
+)
+from lightning_taylor_prune.labels.rules.registry import find_rules, operator_name, register_rule
+
+__all__ = [
+    "concatenation",
+    "convolution",
+    "find_rules",
+    "indexing",
+    "matmul",
+    "normalization",
+    "operator_name",
+    "padding",
+    "permutation",
+    "pointwise",
+    "reduction",
+    "register_rule",
+    "reshape",
+    "spatial",
+    "unsupported",
+]

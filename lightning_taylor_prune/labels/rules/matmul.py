@@ -1,0 +1,162 @@
+"""Rules for linear layers, matrix products, attention and embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from string import ascii_lowercase
+from typing import Any
+
+import numpy as np
+
+from lightning_taylor_prune.labels.rules.context import RuleContext, align, find_labels, pointwise
+from lightning_taylor_prune.labels.rules.contraction import add_bias, contract
+from lightning_taylor_prune.labels.rules.registry import operator_name, register_rule
+from lightning_taylor_prune.labels.space import Labels, on_axis
+
+
+@register_rule("aten.linear")
+def linear(ctx: RuleContext, x: Labels, weight: Labels, bias: Labels | None = None) -> Labels:
+    """``x @ weight.T + bias``."""
+    lead = ascii_lowercase[: len(x.shape) - 1]
+    product = contract(ctx, [x, weight], [lead + "z", "yz"], lead + "y")
+    return add_bias(ctx, product, bias)
+
+
+@register_rule("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot", "aten.vdot", "aten.linalg_matmul")
+def matmul(ctx: RuleContext, a: Labels, b: Labels, **kwargs: Any) -> Labels:
+    """Matrix products with broadcast batch axes, and vectors, as ``torch.matmul`` reads them."""
+    batch_a, batch_b = max(len(a.shape) - 2, 0), max(len(b.shape) - 2, 0)
+    lead = ascii_lowercase[: max(batch_a, batch_b)]
+    rows = "x" if len(a.shape) > 1 else ""
+    columns = "y" if len(b.shape) > 1 else ""
+    letters_a = lead[len(lead) - batch_a :] + rows + "z"
+    letters_b = lead[len(lead) - batch_b :] + "z" + columns
+    return contract(ctx, [a, b], [letters_a, letters_b], lead + rows + columns)
+
+
+@register_rule("aten.addmm", "aten.baddbmm", "aten.addbmm", "aten.addmv")
+def addmm(ctx: RuleContext, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> Labels:
+    """``bias + a @ b``."""
+    product = matmul(ctx, a, b)
+    if len(product.shape) > len(ctx.shape):  # addbmm sums over the batch
+        product = Labels(product.shape[1:], tuple(f[0] for f in product.fields if f.shape[0] == 1))
+    return pointwise(ctx, [product, bias], ctx.shape)
+
+
+@register_rule("aten.outer", "aten.ger")
+def outer(ctx: RuleContext, a: Labels, b: Labels) -> Labels:
+    """Every position of one vector with every position of another."""
+    return contract(ctx, [a, b], ["a", "b"], "ab", factor=0)  # an elementwise product: torch counts no operations
+
+
+@register_rule("aten.addr")
+def addr(ctx: RuleContext, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> Labels:
+    """``bias + outer(a, b)``."""
+    return pointwise(ctx, [outer(ctx, a, b), bias], ctx.shape)
+
+
+@register_rule("aten.inner", "aten.linalg_vecdot")
+def inner(ctx: RuleContext, a: Labels, b: Labels, dim: int = -1) -> Labels:
+    """Contract the last axis of both; ``linalg_vecdot`` another one, position by position of the others."""
+    if operator_name(ctx.node.target) == "aten.linalg_vecdot":
+        return _vecdot(ctx, a, b, dim)
+    if not a.shape or not b.shape:
+        return pointwise(ctx, [a, b], ctx.shape)
+    return tensordot(ctx, a, b, [-1], [-1])
+
+
+def _vecdot(ctx: RuleContext, a: Labels, b: Labels, dim: int) -> Labels:
+    rank = max(len(a.shape), len(b.shape))
+    letters, axis = ascii_lowercase[:rank], dim % rank
+    result = letters[:axis] + letters[axis + 1 :]
+    return contract(ctx, [align(a, rank), align(b, rank)], [letters, letters], result, factor=0)  # as for `outer`
+
+
+@register_rule("aten.tensordot")
+def tensordot(ctx: RuleContext, a: Labels, b: Labels, dims_a: Sequence[int], dims_b: Sequence[int]) -> Labels:
+    """Contract axes of one tensor with axes of another."""
+    first = list(ascii_lowercase[: len(a.shape)])
+    second = list(ascii_lowercase[len(a.shape) : len(a.shape) + len(b.shape)])
+    for i, j in zip(dims_a, dims_b, strict=True):
+        second[j] = first[i]
+    result = [n for n in first if n not in second] + [n for n in second if n not in first]
+    return contract(ctx, [a, b], ["".join(first), "".join(second)], "".join(result))
+
+
+@register_rule("aten.linalg_multi_dot", "aten.chain_matmul")
+def multi_dot(ctx: RuleContext, tensors: Sequence[Labels]) -> Labels:
+    """A chain of matrix products."""
+    product = tensors[0]
+    for tensor in tensors[1:]:
+        product = matmul(ctx, product, tensor)
+    return product
+
+
+@register_rule("aten.bilinear")
+def bilinear(ctx: RuleContext, a: Labels, b: Labels, weight: Labels, bias: Labels | None = None) -> Labels:
+    """``weight`` of shape ``[out, in1, in2]`` reads two tensors at once."""
+    lead = ascii_lowercase[: len(a.shape) - 1]
+    product = contract(ctx, [a, b, weight], [lead + "x", lead + "y", "zxy"], lead + "z")
+    return add_bias(ctx, product, bias)
+
+
+@register_rule("aten.einsum")
+def einsum(ctx: RuleContext, equation: str, operands: Sequence[Labels], **kwargs: Any) -> Labels:
+    """Any einsum; an ellipsis is spelled out first."""
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    letters = inputs.split(",")
+    spare = [c for c in ascii_lowercase + ascii_lowercase.upper() if c not in equation]
+    rank = max((len(v.shape) - len(n) + 3 for n, v in zip(letters, operands, strict=True) if "..." in n), default=0)
+    dots = "".join(spare[:rank])
+    letters = [
+        n.replace("...", dots[rank - (len(v.shape) - len(n) + 3) :]) if "..." in n else n
+        for n, v in zip(letters, operands, strict=True)
+    ]
+    if not arrow:
+        joined = "".join(letters)
+        result = "..." + "".join(sorted(c for c in set(joined) if joined.count(c) == 1 and c not in dots))
+    return contract(ctx, operands, letters, result.replace("...", dots))
+
+
+@register_rule("aten.scaled_dot_product_attention")
+def attention(
+    ctx: RuleContext,
+    q: Labels,
+    k: Labels,
+    v: Labels,
+    attn_mask: Labels | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Labels:
+    """``softmax(q @ k.T) @ v``: heads (batch axes) go through, query and key widths are contracted."""
+    if kwargs.get("enable_gqa"):
+        k, v = (_shared_heads(x, q.shape[-3] // x.shape[-3]) for x in (k, v))
+    lead = ascii_lowercase[: len(q.shape) - 2]
+    scores = contract(ctx, [q, k], [lead + "lx", lead + "sx"], lead + "ls")
+    if attn_mask is not None:
+        scores = pointwise(ctx, [scores, attn_mask], scores.shape)
+    return contract(ctx, [scores, v], [lead + "ls", lead + "sy"], lead + "ly")
+
+
+def _shared_heads(x: Labels, times: int) -> Labels:
+    """Repeat every key-value head for the query heads that share it: they leave with it."""
+    axis = len(x.shape) - 3
+    shape = (*x.shape[:axis], x.shape[axis] * times, *x.shape[axis + 1 :])
+    return Labels(shape, tuple(np.repeat(f, times, axis) if f.shape[axis] > 1 else f for f in x.fields))
+
+
+@register_rule("aten.embedding")
+def embedding(ctx: RuleContext, weight: Labels, indices: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """Rows of a table: the rows stay, the columns are channels."""
+    ctx.lock(weight.along(0), "is indexed by data")
+    columns = weight.along(1)
+    ctx.writer(columns)
+    rank = len(ctx.shape)
+    return Labels(ctx.shape, () if columns is None else (on_axis(columns.ravel(), rank - 1, rank),))
+
+
+@register_rule("aten.embedding_bag", "aten._embedding_bag")
+def embedding_bag(ctx: RuleContext, weight: Labels, indices: Labels, *args: Any, **kwargs: Any) -> list[Labels]:
+    """Rows of a table, summed up in bags."""
+    ctx.lock_all(find_labels([indices, *args, kwargs]), "is indexed by data")
+    return [embedding(ctx, weight, indices), *(Labels(shape) for shape in ctx.shapes[1:])]

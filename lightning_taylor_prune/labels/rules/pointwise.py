@@ -1,0 +1,84 @@
+"""Rules for operators that work position by position, pass their input on, or make tensors from nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_taylor_prune.labels.rules.context import RuleContext, find_labels, pointwise
+from lightning_taylor_prune.labels.rules.registry import register_rule
+from lightning_taylor_prune.labels.space import Labels, on_axis
+
+# Operators that torch does not tag as pointwise, or that only are so in what they do to labels; all others that carry
+# the tag come here by themselves (`find_rules`).
+_POINTWISE = """
+    add sub mul div where masked_fill copy lerp addcmul addcdiv clamp dropout alpha_dropout feature_dropout
+    feature_alpha_dropout native_dropout leaky_relu relu6 hardtanh hardswish hardsigmoid gelu silu mish elu celu
+    selu softplus rrelu threshold bernoulli normal uniform exponential fill zero nan_to_num pow rsub
+    rand_like randn_like randint_like zeros_like ones_like full_like empty_like type_as floor_divide
+    true_divide fake_quantize_per_tensor_affine log_sigmoid softsign tanhshrink bitwise_not logical_not square
+    isfinite isinf isnan isreal real imag complex polar broadcast_tensors random cauchy geometric log_normal
+    __and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ __ixor__ __ilshift__ __irshift__
+"""
+
+_UNCHANGED = (
+    "detach alias clone contiguous to _to_copy float half double bfloat16 requires_grad lift_fresh lift_fresh_copy"
+    " lift conj _conj _neg_view resolve_conj resolve_neg"
+)
+
+_FILLS = """
+    zeros ones full empty new_zeros new_ones new_full new_empty rand randn randint empty_strided new_empty_strided
+    empty_permuted
+"""
+
+_CONSTANTS = """
+    arange linspace logspace eye randperm tril_indices triu_indices scalar_tensor hann_window hamming_window
+    blackman_window bartlett_window kaiser_window
+"""
+
+
+@register_rule(*(f"aten.{name}" for name in dict.fromkeys(_POINTWISE.split())))
+def elementwise(ctx: RuleContext, *args: Any, **kwargs: Any) -> Any:
+    """Result position i depends on position i of every operand (after broadcasting)."""
+    operands = find_labels([*args, kwargs])
+    results = [pointwise(ctx, operands, shape) for shape in ctx.shapes]
+    return results if isinstance(ctx.node.meta["val"], (tuple, list)) else results[0]
+
+
+@register_rule(*(f"aten.{name}" for name in _UNCHANGED.split()))
+def unchanged(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """Same values, perhaps in another place or precision."""
+    return x
+
+
+def fill_of_fixed_size(ctx: RuleContext, *args: Any, **kwargs: Any) -> Labels:
+    """A tensor made from nothing, whose size the code does not let follow."""
+    return Labels(ctx.shape)
+
+
+@register_rule(*(f"aten.{name}" for name in _FILLS.split()), fallbacks=[fill_of_fixed_size])
+def fill(ctx: RuleContext, *args: Any, **kwargs: Any) -> Labels:
+    """A tensor made from nothing: every position equals every other, so any may be removed.
+
+    Whether the size in the user's code follows is for verification to find out.
+    """
+    shape = ctx.shape
+    fields = tuple(on_axis(ctx.free(n), i, len(shape)) for i, n in enumerate(shape) if n > 1)
+    return Labels(shape, fields, static=True)
+
+
+@register_rule(*(f"aten.{name}" for name in _CONSTANTS.split()))
+def constant(ctx: RuleContext, *args: Any, **kwargs: Any) -> Labels:
+    """A tensor made from nothing, in which the positions differ: none may leave."""
+    return Labels(ctx.shape, static=True)
+
+
+@register_rule("aten.meshgrid")
+def meshgrid(ctx: RuleContext, tensors: Sequence[Labels], *args: Any, **kwargs: Any) -> list[Labels]:
+    """Every result has an axis for each of the vectors."""
+    order = list(range(len(tensors)))
+    if kwargs.get("indexing") == "xy":
+        order[:2] = reversed(order[:2])
+    rank = len(tensors)
+    fields = [on_axis(f.ravel(), axis, rank) for axis, v in zip(order, tensors, strict=True) for f in v.fields]
+    return [Labels(shape, tuple(fields), static=all(v.static for v in tensors)) for shape in ctx.shapes]

@@ -1,0 +1,209 @@
+"""What known modules hold about the shapes of their own parameters, and how it follows a cut."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from lightning_taylor_prune.plan import Cut
+
+ModuleUpdate = Callable[[Any, Mapping[int, Cut]], dict[str, Any]]
+
+_UPDATES: dict[type[nn.Module], ModuleUpdate] = {}
+
+
+# Where a weight lives when a parametrization or a hook computes it.
+_ALIASES = (
+    "weight",
+    "weight_orig",
+    "weight_v",
+    "parametrizations.weight.original",
+    "parametrizations.weight.original1",
+)
+
+
+class AttributeUpdate(NamedTuple):
+    """One attribute of one module (or of an object that it holds), and its value after the cut."""
+
+    module: Any
+    name: str
+    value: Any
+
+
+def register_module_update(*types: type[nn.Module]) -> Callable[[ModuleUpdate], ModuleUpdate]:
+    """Register how attributes of a module type (and its subclasses) follow a cut of its weight.
+
+    The function gets the module and the cuts of its ``weight`` (or, lacking one, of its running statistics) by
+    axis, and returns new attribute values by name.
+
+    Raises:
+        ValueError: A type has an update already.
+    """
+
+    def decorate(update: ModuleUpdate) -> ModuleUpdate:
+        for cls in types:
+            if cls in _UPDATES:
+                raise ValueError(f"{cls.__name__} has a module update already: {_UPDATES[cls].__name__}.")
+            _UPDATES[cls] = update
+        return update
+
+    return decorate
+
+
+def attribute_updates(root: nn.Module, cuts: Iterable[Cut]) -> list[AttributeUpdate]:
+    """Return every attribute that must change for ``cuts``, without changing any.
+
+    Args:
+        root: The network that the names in ``cuts`` refer to.
+        cuts: Cuts of parameters and buffers; those of tied tensors under one of their names.
+    """
+    by_identity: dict[int, dict[int, Cut]] = {}
+    for cut in cuts:
+        owner, _, name = cut.tensor.rpartition(".")
+        by_identity.setdefault(id(getattr(root.get_submodule(owner), name)), {})[cut.dim] = cut
+    updates = []
+    for module in root.modules():
+        update = _find_update(type(module))
+        if update is not None and (own := _weight_cuts(module, by_identity)):
+            updates += [AttributeUpdate(module, name, value) for name, value in update(module, own).items()]
+    return updates
+
+
+def attributes_for_shapes(root: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[AttributeUpdate]:
+    """Return every attribute that must change when tensors take other shapes, smaller or larger.
+
+    Shapes do not tell how many groups a normalisation has left; what its label rule tries first is assumed. See
+    :func:`~lightning_taylor_prune.pruning.checkpoint.load_pruned` for what a Lightning checkpoint keeps beside shapes.
+    """
+    cuts = []
+    for name, shape in shapes.items():
+        owner, _, leaf = name.rpartition(".")
+        old = getattr(root.get_submodule(owner), leaf).shape
+        pairs = enumerate(zip(old, shape, strict=True))
+        cuts += [
+            Cut(name, dim, before, np.arange(after), positions_known=False)
+            for dim, (before, after) in pairs
+            if before != after
+        ]
+    return attribute_updates(root, cuts)
+
+
+def known_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module that its registered update would set, with their values now."""
+    update = _find_update(type(module))
+    if update is None or not any(True for _ in module.parameters(recurse=True)):
+        return {}
+    return {name: getattr(module, name) for name in update(module, {})}
+
+
+@contextlib.contextmanager
+def patched(updates: Iterable[AttributeUpdate]) -> Iterator[None]:
+    """Set attributes for the duration of a block."""
+    before = [AttributeUpdate(u.module, u.name, getattr(u.module, u.name)) for u in updates]
+    try:
+        set_attributes(updates)
+        yield
+    finally:
+        set_attributes(before)
+
+
+def set_attributes(updates: Iterable[AttributeUpdate]) -> None:
+    """Set attributes for good."""
+    for update in updates:
+        setattr(update.module, update.name, update.value)
+
+
+def _find_update(cls: type[nn.Module]) -> ModuleUpdate | None:
+    return next((_UPDATES[base] for base in cls.__mro__ if base in _UPDATES), None)
+
+
+def _weight_cuts(module: nn.Module, cuts: Mapping[int, dict[int, Cut]]) -> dict[int, Cut]:
+    for alias in (*_ALIASES, "running_mean"):
+        owner, _, name = alias.rpartition(".")
+        try:
+            holder = module.get_submodule(owner)
+        except AttributeError:
+            continue
+        tensor = holder._parameters.get(name, holder._buffers.get(name))
+        if tensor is not None:
+            return cuts.get(id(tensor), {})
+    return {}
+
+
+def _kept(cuts: Mapping[int, Cut], dim: int, otherwise: int) -> int:
+    return len(cuts[dim].keep) if dim in cuts else otherwise
+
+
+def _groups_left(module: _ConvNd, channels: int, before: int) -> int:
+    """Whole groups leave; the one group of an ordinary convolution stays."""
+    return 1 if module.groups == 1 else channels * module.groups // before
+
+
+@register_module_update(_ConvNd)
+def _convolution(module: _ConvNd, cuts: Mapping[int, Cut]) -> dict[str, Any]:
+    out = _kept(cuts, 0, module.out_channels)
+    groups = _groups_left(module, out, module.out_channels)
+    per_group = _kept(cuts, 1, module.in_channels // module.groups)
+    return {"out_channels": out, "in_channels": groups * per_group, "groups": groups}
+
+
+@register_module_update(_ConvTransposeNd)
+def _transposed_convolution(module: _ConvTransposeNd, cuts: Mapping[int, Cut]) -> dict[str, Any]:
+    into = _kept(cuts, 0, module.in_channels)
+    groups = _groups_left(module, into, module.in_channels)
+    per_group = _kept(cuts, 1, module.out_channels // module.groups)
+    return {"in_channels": into, "out_channels": groups * per_group, "groups": groups}
+
+
+@register_module_update(nn.Linear)
+def _linear(module: nn.Linear, cuts: Mapping[int, Cut]) -> dict[str, Any]:
+    return {
+        "out_features": _kept(cuts, 0, module.out_features),
+        "in_features": _kept(cuts, 1, module.in_features),
+    }
+
+
+@register_module_update(_NormBase)
+def _running_norm(module: _NormBase, cuts: Mapping[int, Cut]) -> dict[str, Any]:
+    return {"num_features": _kept(cuts, 0, module.num_features)}
+
+
+@register_module_update(nn.GroupNorm)
+def _group_norm(module: nn.GroupNorm, cuts: Mapping[int, Cut]) -> dict[str, Any]:
+    """Whole groups have left where no group is left in part; else the same positions of every group have."""
+    if 0 not in cuts:
+        return {"num_channels": module.num_channels, "num_groups": module.num_groups}
+    per_group = module.num_channels // module.num_groups
+    kept = len(cuts[0].keep)
+    left = np.bincount(cuts[0].keep // per_group)
+    whole = set(left.tolist()) <= {0, per_group}
+    if not cuts[0].positions_known:
+        whole = whole_groups_first(module.num_groups, per_group) if kept % module.num_groups == 0 else whole
+    return {"num_channels": kept, "num_groups": kept // per_group if whole else module.num_groups}
+
+
+def whole_groups_first(groups: int, per_group: int) -> bool:
+    """Whether whole groups leave, rather than the same positions of every group: whichever gives the finer units."""
+    return per_group <= groups
+
+
+@register_module_update(nn.LayerNorm, nn.RMSNorm)
+def _layer_norm(module: nn.LayerNorm | nn.RMSNorm, cuts: Mapping[int, Cut]) -> dict[str, Any]:
+    shape = tuple(_kept(cuts, dim, size) for dim, size in enumerate(module.normalized_shape))
+    return {"normalized_shape": shape}
+
+
+@register_module_update(nn.PReLU)
+def _prelu(module: nn.PReLU, cuts: Mapping[int, Cut]) -> dict[str, Any]:
+    return {"num_parameters": _kept(cuts, 0, module.num_parameters)}
+
+
+@register_module_update(nn.Embedding)
+def _embedding(module: nn.Embedding, cuts: Mapping[int, Cut]) -> dict[str, Any]:
+    return {"embedding_dim": _kept(cuts, 1, module.embedding_dim)}

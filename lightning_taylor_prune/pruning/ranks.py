@@ -1,0 +1,103 @@
+"""Messages between the ranks of a job: all of them prune the same, or none does."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lightning_taylor_prune.errors import PruningError
+
+
+class Ranks:
+    """Messages between the ranks of a job over its key-value store, with a time limit: a lost rank cannot hang us.
+
+    Args:
+        name: What the messages are about, the same on all ranks and different for each user.
+        timeout: Seconds to wait for other ranks.
+    """
+
+    def __init__(self, name: str, timeout: float) -> None:
+        self._name = name
+        self._timeout = timedelta(seconds=timeout)
+        self._round = 0
+        active = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if active else 0
+        self.count = dist.get_world_size() if active else 1
+        # The store outlives a training: each one counts its own messages apart from those before.
+        self._training = self._store.add(f"lightning_taylor_prune/{name}/{self.rank}", 1) if self.count > 1 else 0
+
+    def from_first(self, message: Any) -> Any:
+        """Return rank 0's message (anything that JSON holds) on every rank.
+
+        Raises:
+            PruningError: Rank 0 did not answer in time.
+        """
+        if self.count == 1:
+            return message
+        key = self._next_key()
+        if self.rank == 0:
+            self._store.set(key, json.dumps(message))
+            return message
+        return json.loads(self._wait(key, [0])[0])
+
+    def agree(self, message: str) -> None:
+        """Check that all ranks have the same message.
+
+        Raises:
+            PruningError: They do not, or some did not answer in time; the error names the ranks.
+        """
+        if self.count == 1:
+            return
+        key = self._next_key()
+        self._store.set(f"{key}/{self.rank}", message)
+        messages = self._wait(key, list(range(self.count)), suffix=True)
+        if len(set(messages)) > 1:
+            groups: dict[str, list[int]] = {}
+            for rank, text in enumerate(messages):
+                groups.setdefault(text, []).append(rank)
+            described = "; ".join(f"ranks {ranks}: {text[:300]}" for text, ranks in groups.items())
+            raise PruningError(f"The ranks disagree on what to prune, so that nothing was pruned. {described}")
+
+    def _next_key(self) -> str:
+        self._round += 1
+        return f"lightning_taylor_prune/{self._name}/{self._training}/{self._round}"
+
+    @property
+    def _store(self) -> Any:
+        return dist.distributed_c10d._get_default_store()
+
+    def _wait(self, key: str, ranks: list[int], suffix: bool = False) -> list[str]:
+        """Read the messages of ranks; names those that are missing."""
+        messages: list[str] = []
+        missing: list[int] = []
+        for rank in ranks:
+            name = f"{key}/{rank}" if suffix else key
+            try:
+                self._store.wait([name], timedelta(seconds=0.001) if missing else self._timeout)
+                messages.append(self._store.get(name).decode())
+            except (RuntimeError, ValueError):  # torch's DistStoreError is a RuntimeError
+                missing.append(rank)
+        if missing:
+            raise PruningError(
+                f"Rank {self.rank} waited {self._timeout.total_seconds():.0f} s for ranks {missing}, which did not "
+                "reach this prune: they have died, or take another path through the training."
+            )
+        return messages
+
+
+def to_text(content: Any) -> str:
+    """Write what a checkpoint may hold as text, for a message to other ranks."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def from_text(text: str) -> Any:
+    """Read what :func:`to_text` wrote."""
+    return torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True)

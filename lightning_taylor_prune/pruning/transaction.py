@@ -1,0 +1,51 @@
+"""Steps that are all done or all taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from functools import partial
+from typing import Any, Protocol
+
+
+class Step(Protocol):
+    """Part of a cut."""
+
+    def commit(self) -> None:
+        """Do it."""
+
+    def rollback(self) -> None:
+        """Take it back, also if it was done in part."""
+
+
+class Transaction:
+    """Steps done so far, and how to take each back."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], Any]] = []
+
+    def do(self, step: Callable[[], Any], undo: Callable[[], Any]) -> None:
+        """Do a step; its undo is noted first, so that a step that fails half-way is taken back as well."""
+        self._undo.append(undo)
+        step()
+
+    def set_item(self, table: MutableMapping[str, Any], name: str, value: Any) -> None:
+        """Replace the value under a name that the table has."""
+        self.do(partial(table.__setitem__, name, value), partial(table.__setitem__, name, table[name]))
+
+    def set_attribute(self, owner: Any, name: str, value: Any) -> None:
+        """Replace an attribute that the owner has."""
+        self.do(partial(setattr, owner, name, value), partial(setattr, owner, name, getattr(owner, name)))
+
+    def change(self, owner: Any, change: Callable[[], Any]) -> None:
+        """Do something that changes the attributes of an object."""
+        self.do(change, partial(_restore, owner, dict(vars(owner))))
+
+    def undo(self) -> None:
+        """Take back all steps, the last one first."""
+        while self._undo:
+            self._undo.pop()()
+
+
+def _restore(owner: Any, attributes: dict[str, Any]) -> None:
+    vars(owner).clear()
+    vars(owner).update(attributes)

@@ -1,0 +1,136 @@
+"""Record a network's forward pass as an fx graph of ATen operators."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from operator import getitem
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.utils._pytree import tree_map
+
+from lightning_taylor_prune.errors import TraceError
+from lightning_taylor_prune.tracing.call import Call
+from lightning_taylor_prune.tracing.recorder import Trace, fake_trace, run, source_line, training_flags, user_line
+from lightning_taylor_prune.tracing.tensors import find_tensors, memory_of
+
+
+def trace(
+    root: nn.Module,
+    call: Call,
+    training: Mapping[str, bool] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Trace:
+    """Record one forward pass of ``root`` (or of the submodule that ``call`` names).
+
+    The module comes out untouched: same modes, buffers, attributes and random state.
+
+    Args:
+        root: The network.
+        call: Which module is called and with what.
+        training: Training flag of every module by name; by default as they are.
+        shapes: Shapes of parameters and buffers by name, where they are to be others than now.
+
+    Raises:
+        TraceError: The forward pass failed, or depends on the values of tensors.
+    """
+    recorded = fake_trace(root, call, training or training_flags(root), shapes)
+    builder = _GraphBuilder(root, recorded)
+    try:
+        result, leaked = run(root, recorded, recorded.tensors, builder.record)
+    except Exception as error:
+        raise TraceError(_explain(error, call), in_forward=True) from error
+    recorded.outputs = builder.find_nodes([result, leaked])
+    recorded.graph.output(tuple(recorded.outputs))
+    return recorded
+
+
+class _GraphBuilder:
+    """Turns recorded operators into fx nodes."""
+
+    def __init__(self, root: nn.Module, recorded: Trace) -> None:
+        self._trace = recorded
+        self._nodes: dict[int, Node] = {}
+        self._places: dict[Any, Node] = {}  # factories and `.data` hand out another object for the same memory
+        self._alive: list[Any] = []  # ids are only unique among living tensors
+        self._module_names = {id(m): name for name, m in root.named_modules()}
+        for name, tensor in recorded.tensors.items():
+            if id(tensor) not in self._nodes:
+                self._placeholder(tensor, "tensor", name)
+        for tensor in find_tensors([recorded.call.args, recorded.call.kwargs]):
+            self._placeholder(tensor, "input", True)
+
+    def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operator and append its node."""
+        node_args, node_kwargs = tree_map(self._as_node, (args, kwargs))
+        result = func(*args, **kwargs)
+        node = self._trace.graph.call_function(func, node_args, node_kwargs)
+        node.meta.update(val=result, shapes=_shapes(result), source=source_line(), module=self._module_name())
+        self._trace.ops.append(node)
+        self._alive.append(result)
+        if isinstance(result, Tensor):
+            self._remember(result, node)
+        elif isinstance(result, (tuple, list)):
+            for i, item in enumerate(result):
+                if isinstance(item, Tensor):
+                    part = self._trace.graph.call_function(getitem, (node, i))
+                    part.meta["val"] = item
+                    self._remember(item, part)
+        return result
+
+    def _remember(self, tensor: Tensor, node: Node) -> None:
+        self._nodes[id(tensor)] = node
+        self._places[memory_of(tensor)] = node
+
+    def _find(self, tensor: Tensor) -> Node | None:
+        return self._nodes.get(id(tensor)) or self._places.get(memory_of(tensor))
+
+    def find_nodes(self, result: Any) -> list[Node]:
+        """Return the nodes of all tensors in a nested structure of any kind."""
+        return [node for t in find_tensors(result) if (node := self._find(t)) is not None]
+
+    def _placeholder(self, tensor: Tensor, kind: str, value: Any) -> Node:
+        node = self._trace.graph.placeholder(f"{kind}_{len(self._nodes)}")
+        node.meta.update({"val": tensor, kind: value})
+        self._remember(tensor, node)
+        self._alive.append(tensor)
+        return node
+
+    def _as_node(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if (node := self._find(value)) is not None:
+            return node
+        with self._trace.graph.inserting_before(next(iter(self._trace.graph.nodes))):
+            return self._placeholder(value, "constant", True)
+
+    def _module_name(self) -> str:
+        frame: Any = sys._getframe(2)
+        while frame is not None:
+            if "self" in frame.f_code.co_varnames:
+                name = self._module_names.get(id(frame.f_locals.get("self")))
+                if name is not None:
+                    return name
+            frame = frame.f_back
+        return ""
+
+
+def _shapes(result: Any) -> list[tuple[int, ...]]:
+    """Return the shapes of all results as they are now (in-place operators may change them); ``()`` for no tensor."""
+    values = result if isinstance(result, (tuple, list)) else [result]
+    return [tuple(v.shape) if isinstance(v, Tensor) else () for v in values]
+
+
+def _explain(error: Exception, call: Call) -> str:
+    where = f"`{call.module}`" if call.module else "the network"
+    text = f"Cannot trace {where}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    if line := user_line(error):
+        text += f" ({line})"
+    if type(error).__name__ in ("DataDependentOutputException", "DynamicOutputShapeException"):
+        text += (
+            ". The forward pass depends on the values of tensors, which tracing does not have; move that code out of "
+            "the pruned module, or prune a submodule with `target=`."
+        )
+    return text

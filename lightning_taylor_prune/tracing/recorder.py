@@ -1,0 +1,203 @@
+"""Run a network on fake tensors with every operator passing through a function."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses import FakeTensorMode
+from torch.func import functional_call
+from torch.fx import Graph, Node
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_taylor_prune.errors import TraceError
+from lightning_taylor_prune.tracing.call import Call, tree_fake
+from lightning_taylor_prune.tracing.isolation import untouched
+from lightning_taylor_prune.tracing.tensors import named_tensors
+
+_TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
+
+_PACKAGE_DIR = os.path.dirname(os.path.dirname(__file__)) + os.sep
+
+OnCall = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class Recorder(ProxyTorchDispatchMode):
+    """Hands every operator, before any decomposition, to a function that runs it.
+
+    Only proxy modes may sit on torch's pre-dispatch stack, hence the base class; of it nothing but the type is used.
+    """
+
+    def __init__(self, on_call: OnCall) -> None:
+        TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)
+        self._mode_key = torch._C._TorchDispatchModeKey.PROXY
+        self.enter_stack = []
+        self.pre_dispatch = True
+        self._on_call = on_call
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Pass the operator on, except for the ones that only ask a tensor for its device."""
+        if func is torch.ops.prim.device.default:
+            return func(*args, **(kwargs or {}))
+        return self._on_call(func, args, kwargs or {})
+
+
+@dataclass(eq=False)
+class Trace:
+    """One recorded forward pass.
+
+    Attributes:
+        call: The call that was traced, its tensors fake.
+        training: Training flag of every module while tracing, by module name.
+        mode: The fake tensor mode that owns every tensor here.
+        tensors: Parameters and buffers by qualified name, fake; tied ones are one object.
+        graph: The fx graph. Placeholders are parameters and buffers (``meta["tensor"]`` holds the qualified
+            name), inputs and constants; every node has ``meta["val"]``, and operators have ``meta["source"]``
+            (file and line of the user's code) and ``meta["module"]``.
+        ops: The operator nodes in the order of execution.
+        outputs: Nodes whose values leave the network.
+        is_parameter: Names of the tensors that are parameters, not buffers.
+        resized: Fake tensors of other shapes, from the last verification.
+        replay: Per operator, its last call while verifying and what came of it.
+    """
+
+    call: Call
+    training: Mapping[str, bool]
+    mode: FakeTensorMode
+    tensors: dict[str, Tensor]
+    graph: Graph = field(default_factory=Graph)
+    ops: list[Node] = field(default_factory=list)
+    outputs: list[Node] = field(default_factory=list)
+    is_parameter: frozenset[str] = frozenset()
+    resized: dict[str, Tensor] = field(default_factory=dict)
+    replay: dict[int, Any] = field(default_factory=dict)
+
+    def signature(self) -> list[Any]:
+        """Return operators, arguments and shapes, but for what only works on single numbers (step counters).
+
+        Two traces with the same signature say the same about channels.
+        """
+        numbers: dict[Node, int] = {}
+        lines: list[Any] = []
+        for node in self.graph.nodes:
+            tensors = [n.meta["val"] for n in [node, *node.all_input_nodes] if isinstance(n.meta.get("val"), Tensor)]
+            if node.op == "call_function" and tensors and all(t.dim() == 0 for t in tensors):
+                continue
+            numbers[node] = len(numbers)
+            if node.op == "call_function":
+                inputs = [numbers.get(n) for n in node.all_input_nodes]
+                lines.append((node.target, inputs, [tuple(t.shape) for t in tensors]))
+        return [*lines, [numbers.get(n) for n in self.outputs]]
+
+
+def fake_trace(
+    root: nn.Module, call: Call, training: Mapping[str, bool], shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Trace:
+    """Return a trace with fake tensors in place, of other ``shapes`` where given, and nothing recorded yet."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    return Trace(
+        call=tree_fake(call, mode),
+        training=training,
+        mode=mode,
+        tensors=_fake_tensors(root, mode, shapes or {}),
+        is_parameter=frozenset(name for name, _ in root.named_parameters()),
+    )
+
+
+def run(root: nn.Module, recorded: Trace, tensors: Mapping[str, Tensor], on_call: OnCall) -> tuple[Any, list[Any]]:
+    """Run the traced call again with other (fake) parameters; every operator goes through ``on_call``.
+
+    Returns:
+        The result, and the values that the forward pass left in attributes of its modules.
+    """
+    module = root.get_submodule(recorded.call.module)
+    prefix = f"{recorded.call.module}." if recorded.call.module else ""
+    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    with untouched(root) as leaked:
+        for name, submodule in root.named_modules():
+            submodule.training = recorded.training[name]
+            # Hooks on the backward pass add operators to the forward pass that say nothing about channels.
+            submodule.__dict__.update(_backward_hooks=OrderedDict(), _backward_pre_hooks=OrderedDict())
+        with _tracing_context(recorded.call), recorded.mode, enable_python_dispatcher(), Recorder(on_call):
+            # Python control flow that draws (LayerDrop, say) must repeat itself when the cut is verified.
+            random.seed(0)
+            np.random.seed(0)
+            result = functional_call(module, own, recorded.call.args, dict(recorded.call.kwargs))
+    return result, leaked
+
+
+def training_flags(root: nn.Module) -> dict[str, bool]:
+    """Return the training flag of every module by qualified name."""
+    return {name: module.training for name, module in root.named_modules()}
+
+
+@contextlib.contextmanager
+def _tracing_context(call: Call) -> Iterator[None]:
+    """Grad mode on, attention's fused inference path off, autocast as in training: all decide what is called.
+
+    Batch normalisation that synchronises over ranks runs as the ordinary one: tracing sends no messages.
+    """
+    fastpath, synchronised = torch.backends.mha.get_fastpath_enabled(), nn.SyncBatchNorm.forward
+    torch.backends.mha.set_fastpath_enabled(False)
+    nn.SyncBatchNorm.forward = _BatchNorm.forward  # type: ignore[method-assign]
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            if call.autocast is not None:
+                device, dtype = call.autocast
+                stack.enter_context(torch.autocast(device, dtype, cache_enabled=False))
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        nn.SyncBatchNorm.forward = synchronised  # type: ignore[method-assign]
+
+
+def _fake_tensors(root: nn.Module, mode: FakeTensorMode, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    fakes: dict[int, Tensor] = {}
+    named = named_tensors(root)
+    for name, tensor in named:
+        if is_lazy(tensor):
+            raise TraceError(f"Parameter `{name}` is not initialized; run one batch through the network first.")
+        if id(tensor) not in fakes:
+            fake: Tensor = mode.from_tensor(tensor.detach())
+            if tuple(tensor.shape) != (shape := tuple(shapes.get(name, tensor.shape))):
+                fake = fake.new_empty(shape)
+            fakes[id(tensor)] = fake.requires_grad_(tensor.requires_grad)
+    return {name: fakes[id(tensor)] for name, tensor in named}
+
+
+def user_line(error: BaseException) -> str:
+    """Return ``file:line`` of the innermost traceback entry outside torch and this package."""
+    line, tb = "", error.__traceback__
+    while tb is not None:
+        name = tb.tb_frame.f_code.co_filename
+        if not name.startswith((_TORCH_DIR, _PACKAGE_DIR)):
+            line = f"{name}:{tb.tb_lineno}"
+        tb = tb.tb_next
+    return line
+
+
+def source_line() -> str:
+    """Return ``file:line`` of the innermost frame of the network's own code, ``""`` where all of it is torch's."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code is not run.__code__:
+        name = frame.f_code.co_filename
+        if not name.startswith((_TORCH_DIR, _PACKAGE_DIR)):
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

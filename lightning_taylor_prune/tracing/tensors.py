@@ -1,0 +1,57 @@
+"""Tensors: where they lie in memory, how they are laid out, and how to find them in nested structures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def named_tensors(root: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return parameters, then buffers, by qualified name; tied ones under each of their names."""
+    return [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
+
+
+def memory_of(tensor: Tensor) -> Any:
+    """Return what says where a tensor lies in memory, and how."""
+    if tensor.layout != torch.strided:
+        return id(tensor)
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def find_tensors(value: Any) -> list[Tensor]:
+    """Return all tensors in a structure of containers, dataclasses and plain objects, each once."""
+    found: dict[int, Tensor] = {}
+    seen: set[int] = set()
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Tensor):
+            found.setdefault(id(item), item)
+        elif id(item) not in seen and not isinstance(item, (str, bytes, int, float, type, nn.Module)):
+            seen.add(id(item))
+            stack.extend(_children(item))
+    return list(reversed(found.values()))
+
+
+def _children(item: Any) -> list[Any]:
+    if isinstance(item, Mapping):
+        return list(item.values())
+    if isinstance(item, (list, tuple, set, frozenset)):
+        return list(item)
+    slots = getattr(type(item), "__slots__", ())
+    names = (slots,) if isinstance(slots, str) else slots
+    return [*vars(item).values()] if hasattr(item, "__dict__") else [getattr(item, n, None) for n in names]
+
+
+def memory_format_of(tensor: Tensor) -> torch.memory_format:
+    """Return the channels-last format a tensor is stored in, or the ordinary one."""
+    if not tensor.is_contiguous():
+        if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+            return torch.channels_last
+        if tensor.dim() == 5 and tensor.is_contiguous(memory_format=torch.channels_last_3d):
+            return torch.channels_last_3d
+    return torch.contiguous_format

@@ -1,0 +1,162 @@
+"""The callback in several processes: all ranks equal, and equal to one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lightning_taylor_prune import TaylorPruningCallback, find_groups, make_loadable
+from lightning_taylor_prune.callbacks.strategies import Rewrap
+from lightning_taylor_prune.pruning.prune import cut_tensors_
+from tests.distributed import run_ranks
+from tests.lightning_modules import Classifier, loader, small_network, smooth_network, trainer
+
+OPTIONS: dict[str, Any] = {
+    "plain": {},
+    "static_graph": {"static_graph": True},
+    "find_unused_parameters": {"find_unused_parameters": True},
+    "gradient_as_bucket_view": {"gradient_as_bucket_view": True},
+    "communication hook": {"ddp_comm_hook": default_hooks.bf16_compress_hook},
+}
+
+
+def train(
+    options: str = "plain",
+    prunes: int = 10,
+    batch_size: int = 8,
+    nodes: int = 1,
+    smooth: bool = False,
+    powersgd: bool = False,
+    die: int | None = None,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """Train with the callback in this rank of a job (or alone); returns what must be equal everywhere."""
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    arguments = dict(OPTIONS[options])
+    if powersgd:
+        state = powerSGD_hook.PowerSGDState(process_group=None, matrix_approximation_rank=2, start_powerSGD_iter=2)
+        arguments |= {"ddp_comm_hook": powerSGD_hook.powerSGD_hook, "ddp_comm_state": state}
+    strategy = DDPStrategy(process_group_backend="gloo", **arguments) if ranks > 1 else "auto"
+    module = Classifier(
+        smooth_network().double() if smooth else small_network(width=12),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, 1e-2),
+    )
+    callback = Dying(
+        die, every_n_steps=2, filters_per_prune=2, max_prunes=prunes, optimizer_state="slice", rank_timeout=5
+    )
+    run = trainer(callback, strategy=strategy, devices=max(ranks // nodes, 1), num_nodes=nodes, max_epochs=20, **kwargs)
+    data = loader(64, 8).dataset
+    # In order, so that the ranks' batches together are the batch of a single process.
+    sampler = DistributedSampler(data, ranks, int(os.environ.get("RANK", 0)), shuffle=False)
+    run.fit(module, DataLoader(data, batch_size // ranks, sampler=sampler))
+    optimizer = run.optimizers[0]
+    state = [value for p in module.parameters() for value in optimizer.state[p].values()]
+    return {
+        "history": callback.history,
+        "parameters": [p.detach().clone() for p in module.parameters()],
+        "state": state,
+        "shapes": [tuple(p.shape) for p in module.parameters()],
+    }
+
+
+class Dying(TaylorPruningCallback):
+    """Ends its process in the second prune, on one rank."""
+
+    def __init__(self, rank: int | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rank = rank
+
+    def _choose(self, scores: Any, ranks: Any) -> Any:
+        if self.rank == ranks.rank and self.history:
+            os._exit(1)
+        return super()._choose(scores, ranks)
+
+
+def same(results: list[dict[str, Any]]) -> bool:
+    """Whether parameters and optimizer state are bit-identical on all ranks."""
+    first, *others = results
+    return all(
+        torch.equal(a, b)
+        for other in others
+        for key in ("parameters", "state")
+        for a, b in zip(first[key], other[key], strict=True)
+    )
+
+
+SCENARIOS: dict[str, dict[str, Any]] = {
+    **{name: {"options": name} for name in OPTIONS},
+    "PowerSGD": {"powersgd": True},
+    "accumulation": {"prunes": 4, "accumulate_grad_batches": 3},
+    "same choice": {"smooth": True, "prunes": 4},
+}
+
+
+def train_all() -> dict[str, Any]:
+    """All scenarios one after another: starting processes takes longer than training in them."""
+    nodes = int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
+    return {name: train(nodes=nodes, **arguments) for name, arguments in SCENARIOS.items()}
+
+
+@pytest.fixture(scope="module", params=[(2, 1), (4, 2)], ids=["2 ranks", "4 ranks on 2 nodes"])
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What every rank says of every scenario."""
+    count, nodes = request.param
+    results = run_ranks(train_all, tmp_path_factory.mktemp("ranks"), count, nodes, timeout=300)
+    assert all(isinstance(result, dict) for result in results), results
+    return results
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_ranks_stay_bit_identical(scenario: str, ranks: list[dict[str, Any]]) -> None:
+    results = [result[scenario] for result in ranks]
+    assert len(results[0]["history"]) == SCENARIOS[scenario].get("prunes", 10) and same(results)
+
+
+def test_number_of_ranks_does_not_change_the_choice(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["same choice"]["shapes"] == train(**SCENARIOS["same choice"])["shapes"]
+
+
+def spawn(loadable: bool) -> Any:
+    """Train in child processes and return the number of parameters that came back, or the error."""
+    module = Classifier(small_network(width=12))
+    before = sum(p.numel() for p in module.parameters())
+    if loadable:
+        make_loadable(module)
+    run = trainer(TaylorPruningCallback(every_n_steps=2, filters_per_prune=3), strategy="ddp_spawn", devices=2)
+    run.fit(module, loader())
+    return sum(p.numel() for p in module.parameters()) < before
+
+
+def test_child_processes_hand_the_pruned_network_back() -> None:
+    assert spawn(loadable=True)
+
+
+def test_child_processes_without_a_loadable_module_are_refused() -> None:
+    with pytest.raises(Exception, match="make_loadable"):
+        spawn(loadable=False)
+
+
+def test_a_rank_that_dies_in_a_prune_does_not_hang_the_others(tmp_path: Path) -> None:
+    results = run_ranks(train, tmp_path, 2, timeout=60, die=0)
+    assert "waited 5 s for ranks [0]" in results[1]
+
+
+def no_group(self: Any) -> None:
+    raise RuntimeError("process group has gone")
+
+
+def test_a_cut_that_fails_at_the_wrapper_is_taken_back() -> None:
+    broken = {"model": "the old wrapper", "_pl_static_graph_delay_done": True, "configure_ddp": no_group}
+    model, strategy = small_network(), type("DDPStrategy", (), broken)()
+    before = [id(p) for p in model.parameters()]
+    plan = find_groups(model, torch.zeros(1, 1, 8, 8)).plan({"0": [1, 2]})
+    with pytest.raises(RuntimeError, match="has gone"):
+        cut_tensors_(model, plan, further_steps=[Rewrap(strategy, model)])
+    assert (strategy.model, before) == ("the old wrapper", [id(p) for p in model.parameters()])

@@ -1,0 +1,181 @@
+"""Operators that multiply and sum: what is contracted leaves on both sides, what stays goes where it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_taylor_prune.labels.space import axes_of
+from tests.labels.rules.laws import Labelled, check_removal, tensors
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.double)
+
+
+def grouped(rank: int, transposed: bool = False) -> Callable[..., Tensor]:
+    """Return a convolution whose number of groups follows its operands."""
+    name = f"conv{'_transpose' if transposed else ''}{rank}d"
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        batched = x.dim() == rank + 2
+        channels = x.shape[1 if batched else 0]
+        groups = GROUPS_BEFORE * channels // CHANNELS_BEFORE if transposed else channels // weight.shape[1]
+        return getattr(F, name)(x, weight, bias, groups=groups)
+
+    return function
+
+
+CHANNELS_BEFORE, GROUPS_BEFORE = 6, 3
+
+# name -> (function, operands, components that can leave, live)
+CASES: dict[str, tuple[Callable[..., Any], list[Tensor], int, bool]] = {
+    "linear": (F.linear, [randn(2, 4), randn(3, 4), randn(3)], 2 + 4 + 3, False),
+    "linear_3d_without_bias": (F.linear, [randn(2, 5, 4), randn(3, 4)], 2 + 5 + 4 + 3, False),
+    "linear_1d": (F.linear, [randn(4), randn(3, 4)], 4 + 3, False),
+    "conv1d": (F.conv1d, [randn(2, 4, 5), randn(3, 4, 3), randn(3)], 2 + 4 + 3, False),
+    "conv2d": (F.conv2d, [randn(2, 4, 5, 5), randn(3, 4, 3, 3), randn(3)], 2 + 4 + 3, False),
+    "conv2d_unbatched": (F.conv2d, [randn(4, 5, 5), randn(3, 4, 3, 3), randn(3)], 4 + 3, False),
+    "conv3d": (F.conv3d, [randn(2, 4, 3, 3, 3), randn(3, 4, 2, 2, 2)], 2 + 4 + 3, False),
+    "conv2d_grouped": (grouped(2), [randn(2, 6, 5, 5), randn(6, 2, 3, 3), randn(6)], 2 + 3, False),
+    "conv1d_depthwise": (grouped(1), [randn(2, 6, 5), randn(6, 1, 3), randn(6)], 2 + 6, False),
+    "conv2d_depthwise_doubling": (grouped(2), [randn(2, 6, 5, 5), randn(12, 1, 3, 3)], 2 + 6, False),
+    "conv_transpose1d": (F.conv_transpose1d, [randn(2, 4, 5), randn(4, 3, 3), randn(3)], 2 + 4 + 3, False),
+    "conv_transpose2d": (F.conv_transpose2d, [randn(2, 4, 5, 5), randn(4, 3, 2, 2)], 2 + 4 + 3, False),
+    "conv_transpose3d": (F.conv_transpose3d, [randn(2, 4, 2, 2, 2), randn(4, 3, 2, 2, 2)], 2 + 4 + 3, False),
+    "conv_transpose2d_grouped": (
+        grouped(2, transposed=True),
+        [randn(2, 6, 4, 4), randn(6, 2, 2, 2), randn(6)],
+        2 + 3,
+        False,
+    ),
+    "mm": (torch.mm, [randn(2, 4), randn(4, 3)], 2 + 4 + 3, False),
+    "bmm": (torch.bmm, [randn(5, 2, 4), randn(5, 4, 3)], 5 + 2 + 4 + 3, False),
+    "mv": (torch.mv, [randn(2, 4), randn(4)], 2 + 4, False),
+    "dot": (torch.dot, [randn(4), randn(4)], 0, False),
+    "addmm": (torch.addmm, [randn(3), randn(2, 4), randn(4, 3)], 2 + 4 + 3, False),
+    "baddbmm": (torch.baddbmm, [randn(5, 2, 3), randn(5, 2, 4), randn(5, 4, 3)], 5 + 2 + 4 + 3, False),
+    "addbmm": (torch.addbmm, [randn(2, 3), randn(5, 2, 4), randn(5, 4, 3)], 5 + 2 + 4 + 3, False),
+    "matmul_broadcast": (torch.matmul, [randn(5, 1, 2, 4), randn(3, 4, 6)], 5 + 3 + 2 + 4 + 6, False),
+    "outer": (torch.outer, [randn(4), randn(3)], 4 + 3, False),
+    "addr": (torch.addr, [randn(4, 3), randn(4), randn(3)], 4 + 3, False),
+    "inner": (torch.inner, [randn(2, 4), randn(3, 4)], 2 + 4 + 3, False),
+    "vecdot": (lambda a, b: torch.linalg.vecdot(a, b, dim=0), [randn(4, 3), randn(4, 3)], 4 + 3, False),
+    "tensordot": (
+        lambda a, b: torch.tensordot(a, b, dims=([2, 0], [0, 1])),
+        [randn(2, 5, 4), randn(4, 2, 3)],
+        2 + 5 + 4 + 3,
+        False,
+    ),
+    "multi_dot": (lambda *xs: torch.linalg.multi_dot(xs), [randn(2, 4), randn(4, 3), randn(3, 5)], 14, False),
+    "bilinear": (F.bilinear, [randn(2, 4), randn(2, 5), randn(3, 4, 5), randn(3)], 2 + 4 + 5 + 3, False),
+    "convolution": (
+        lambda x, w, b: torch.convolution(x, w, b, [1, 1], [0, 0], [1, 1], False, [0, 0], 1),
+        [randn(2, 4, 5, 5), randn(3, 4, 3, 3), randn(3)],
+        2 + 4 + 3,
+        False,
+    ),
+    "convolution_transposed": (
+        lambda x, w, b: torch.convolution(x, w, b, [1, 1], [0, 0], [1, 1], True, [0, 0], 1),
+        [randn(2, 4, 5, 5), randn(4, 3, 3, 3), randn(3)],
+        2 + 4 + 3,
+        False,
+    ),
+    "attention_over_heads": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v),
+        [randn(2, 4, 3, 5), randn(2, 4, 6, 5), randn(2, 4, 6, 7)],
+        2 + 4 + 3 + 7,
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_removal_is_zeroing(name: str) -> None:
+    function, operands, count, live = CASES[name]
+    assert check_removal(function, operands, live) == count or name == "dot"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_result_depends_on_a_component_only_where_it_carries_it(name: str) -> None:
+    """Zero what carries a label that goes through: the result changes at that label's positions, and nowhere else."""
+    function, operands, _, live = CASES[name]
+    labelled = Labelled(function, operands, live)
+    before = function(*labelled.operands)
+    for root in labelled.removable():
+        differs = function(*labelled.without(root, zeroed=True)) != before
+        for f in labelled.results[0].fields:
+            (axis,) = axes_of(f)
+            marked = labelled.outcome.roots[f].ravel() == root
+            if marked.any():
+                changed = differs.movedim(axis, 0).reshape(len(marked), -1).any(1)
+                assert changed.tolist() == marked.tolist()
+
+
+@st.composite
+def equations(draw: st.DrawFn) -> tuple[str, list[tuple[int, ...]]]:
+    sizes = dict(zip("abcd", draw(st.lists(st.integers(1, 3), min_size=4, max_size=4)), strict=True))
+    terms = draw(st.lists(st.text("abcd", min_size=1, max_size=3), min_size=1, max_size=3))
+    letters = sorted(set("".join(terms)))
+    result = "".join(draw(st.permutations(letters))[: draw(st.integers(0, len(letters)))])
+    shapes = [tuple(sizes[c] for c in term) for term in terms]
+    if draw(st.booleans()):
+        terms, shapes = [f"...{t}" for t in terms], [(2, *s) if draw(st.booleans()) else s for s in shapes]
+        result = f"...{result}"
+    arrow = draw(st.booleans()) or "..." in result
+    return ",".join(terms) + (f"->{result}" if arrow else ""), shapes
+
+
+@settings(max_examples=150)
+@given(equations())
+def test_any_einsum(case: tuple[str, list[tuple[int, ...]]]) -> None:
+    equation, shapes = case
+    operands = [randn(*s) for s in shapes]
+    check_removal(lambda *xs: torch.einsum(equation, *xs), operands)
+    assert [r.shape for r in Labelled(lambda *xs: torch.einsum(equation, *xs), operands).results][-1] == tuple(
+        torch.einsum(equation, *operands).shape
+    )
+
+
+@settings(max_examples=80)
+@given(st.data())
+def test_matmul_of_all_ranks(data: st.DataObject) -> None:
+    inner = data.draw(st.integers(1, 4))
+    batch = [data.draw(st.lists(st.sampled_from([1, 3]), max_size=2)) for _ in range(2)]
+    a = (*batch[0], data.draw(st.integers(1, 3)), inner) if data.draw(st.booleans()) else (inner,)
+    b = (*batch[1], inner, data.draw(st.integers(1, 3))) if data.draw(st.booleans()) else (inner,)
+    labelled = Labelled(torch.matmul, [randn(*a), randn(*b)])
+    assert [r.shape for r in labelled.results] == [tuple(t.shape) for t in tensors(torch.matmul(randn(*a), randn(*b)))]
+    check_removal(torch.matmul, [randn(*a), randn(*b)])
+
+
+@pytest.mark.parametrize(
+    ("function", "operands"),
+    [
+        (lambda q, k: q @ k.mT, [randn(3, 5), randn(4, 5)]),
+        (lambda q, k: torch.einsum("nc,mc->nm", q, k), [randn(3, 5), randn(4, 5)]),
+        (lambda q, k, v: F.scaled_dot_product_attention(q, k, v), [randn(3, 5), randn(4, 5), randn(4, 6)]),
+    ],
+    ids=["matmul", "einsum", "attention"],
+)
+def test_the_width_that_sets_a_temperature_is_locked(function: Callable[..., Any], operands: list[Tensor]) -> None:
+    labelled = Labelled(function, operands, live=True)
+    width = labelled.roots_of(0)[1]
+    assert width is not None
+    assert all("sets the scale" in labelled.outcome.locked[int(root)] for root in width)
+
+
+@pytest.mark.parametrize("function", [F.embedding, F.embedding_bag], ids=["one_by_one", "in_bags"])
+def test_embedding_rows_are_locked_and_columns_are_free(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    index = torch.tensor([[0, 2], [1, 1]])
+    labelled = Labelled(lambda table: function(index, table), [randn(4, 6)])
+    rows, columns = labelled.roots_of(0)
+    assert set(rows.tolist()) <= set(labelled.outcome.locked)  # type: ignore[union-attr]
+    assert labelled.removable() == sorted(columns.tolist())  # type: ignore[union-attr]

@@ -1,0 +1,156 @@
+"""Choosing units: rank, constraints, targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lightning_taylor_prune import PlanError, find_groups, select
+from lightning_taylor_prune.pruning.select import Options, choose, highest_removed, score_summary
+
+
+def network() -> nn.Sequential:
+    """Three groups: `0` with 6 channels, `2` with 10, `4` with 4 grouped pairs."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 10, 3), nn.ReLU(), nn.Conv2d(10, 8, 1), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 3, 1),
+    )  # fmt: skip
+
+
+GROUPS = find_groups(network(), torch.zeros(1, 3, 8, 8))
+
+
+def removed(scores: Any, count: int, **options: Any) -> dict[str, tuple[int, ...]]:
+    return dict(select(GROUPS, torch.as_tensor(scores, dtype=torch.float64), count, **options).removed)
+
+
+def left(plan: Any) -> dict[str, int]:
+    return {g.name: g.num_channels for g in GROUPS.after(plan)}
+
+
+def test_the_groups_are_as_described() -> None:
+    assert {g.name: (g.num_channels, g.width) for g in GROUPS} == {"0": (6, 1), "2": (10, 1), "4": (4, 2)}
+
+
+def test_lowest_scores_go_wherever_they_are() -> None:
+    scores = torch.arange(20.0)
+    scores[[3, 8, 17]] = torch.tensor([-3.0, -2.0, -1.0])
+    assert removed(scores, 3) == {"0": (3,), "2": (2,), "4": (1,)}
+
+
+def test_ties_go_to_the_earlier_group_and_channel() -> None:
+    assert removed(torch.zeros(20), 2) == {"0": (0, 1)}
+
+
+def test_nan_is_never_chosen() -> None:
+    scores = torch.full((20,), torch.nan)
+    scores[7] = 1e9
+    assert removed(scores, 5) == {"2": (1,)}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"min_channels": 5}, {"0": 5, "2": 5, "4": 4}),
+        ({"max_pruning_ratio": 0.5}, {"0": 3, "2": 5, "4": 2}),
+        ({"round_to": 4}, {"0": 4, "2": 4, "4": 2}),
+        ({"exclude": ["2"]}, {"0": 1, "2": 10, "4": 1}),
+        ({"exclude": ["[04]"]}, {"0": 6, "2": 1, "4": 4}),
+        ({"exclude": ["6"]}, {"0": 1, "2": 1, "4": 4}),
+    ],
+    ids=["min_channels", "max_pruning_ratio", "round_to", "exclude", "exclude pattern", "exclude a coupled layer"],
+)
+def test_constraint_holds_when_everything_is_asked_for(options: dict[str, Any], expected: dict[str, int]) -> None:
+    assert left(select(GROUPS, torch.rand(20), 20, **options)) == expected
+
+
+def test_max_pruning_ratio_counts_from_the_original_size() -> None:
+    once = GROUPS.after(select(GROUPS, torch.arange(20.0), 3))
+    again = select(once, torch.arange(17.0), 17, max_pruning_ratio=0.5)
+    assert {g.name: g.num_channels for g in once.after(again)} == {"0": 3, "2": 5, "4": 2}
+
+
+def test_a_block_larger_than_the_step_goes_by_itself() -> None:
+    assert len(select(GROUPS, torch.arange(20.0), 1, round_to=8, exclude=["0", "4"])) == 2
+
+
+@given(
+    scores=st.lists(st.floats(-1e6, 1e6), min_size=20, max_size=20),
+    count=st.integers(0, 20),
+    round_to=st.sampled_from([1, 2, 4]),
+    min_channels=st.integers(1, 4),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_unit_stays_that_scores_below_one_that_leaves_in_its_group(
+    scores: list[float], count: int, round_to: int, min_channels: int
+) -> None:
+    plan = select(
+        GROUPS, torch.tensor(scores, dtype=torch.float64), count, round_to=round_to, min_channels=min_channels
+    )
+    for group in GROUPS:
+        own = np.array(scores)[group.first_unit : group.first_unit + group.num_channels]
+        gone = np.isin(np.arange(len(own)), plan.removed.get(group.name, ()))
+        assert not gone.any() or own[gone].max() <= own[~gone].min()
+
+
+@given(fraction=st.floats(0.05, 1.0), cost=st.sampled_from(["params", "macs", "filters"]), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_a_target_is_never_overshot(fraction: float, cost: str, seed: int) -> None:
+    scores = torch.rand(20, generator=torch.Generator().manual_seed(seed))
+    after = GROUPS.after(select(GROUPS, scores, 20, stop_at={cost: fraction}))
+    read = {"params": lambda g: g.params, "macs": lambda g: g.macs, "filters": lambda g: g.num_filters}[cost]
+    smallest = read(GROUPS.after(select(GROUPS, scores, 20)))
+    assert read(after) >= fraction * read(GROUPS.unpruned()) or read(after) == smallest
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "reason"),
+    [
+        (2, Options(), None),
+        (20, Options(), "nothing_left"),
+        (9, Options(stop_at={"params": 0.9}), "target"),
+    ],
+    ids=["enough", "nothing left", "target"],
+)
+def test_reason_for_fewer_units(count: int, options: Options, reason: str | None) -> None:
+    assert choose(GROUPS, torch.arange(20.0), count, options).reason == reason
+
+
+def test_fraction_of_all_units() -> None:
+    assert len(select(GROUPS, torch.arange(20.0), pruning_ratio=0.25)) == 5
+
+
+def test_highest_removed_score() -> None:
+    scores = torch.arange(20.0)
+    assert highest_removed(select(GROUPS, scores, 4), GROUPS, scores) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("scores", "arguments", "message"),
+    [
+        (torch.rand(19), {"num_units": 1}, r"shape \(20,\), but got \(19,\)"),
+        (torch.rand(20), {}, "exactly one"),
+        (torch.rand(20), {"num_units": 1, "stop_at": {"flops": 1}}, "flops"),
+        (torch.rand(20), {"num_units": 1, "exclude": ["conv9"]}, "conv9"),
+    ],
+    ids=["scores", "how many", "stop_at", "exclude"],
+)
+def test_wrong_argument_is_named(scores: torch.Tensor, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        select(GROUPS, scores, **arguments)
+
+
+def test_summary_tells_median_scores_and_standing_of_each_group() -> None:
+    scores = torch.cat([torch.arange(6.0), torch.arange(10.0, 20.0), torch.full((4,), torch.nan)])
+    summary = score_summary(GROUPS.plan({"0": [0, 1]}), GROUPS, scores)
+    assert summary == {
+        "0": {"removed": 2, "removed_score": 0.5, "kept_score": 3.5, "rank": pytest.approx(2.5 / 15)},
+        "2": {"removed": 0, "removed_score": None, "kept_score": 14.5, "rank": pytest.approx(10.5 / 15)},
+        "4": {"removed": 0, "removed_score": None, "kept_score": None, "rank": None},
+    }
