@@ -28,6 +28,10 @@ class PlanError(PruningError, ValueError):
     """A plan does not fit the network it is applied to, or asks for something impossible."""
 
 
+class ArgumentError(PlanError):
+    """An argument cannot be used; the message names it, what was expected and what came."""
+
+
 class VerificationError(PruningError):
     """The network's own code disagrees with the shapes a plan predicts; nothing was changed.
 

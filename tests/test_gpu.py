@@ -34,8 +34,8 @@ class ScoreProbe(TaylorPruningCallback):
     """Keeps the scores of the steps so far."""
 
     def on_train_end(self, *args: Any) -> None:
-        self.scores = self._scores.compute()
-        self.skipped = self._scores.skipped
+        self.scores = self.pruner.scores
+        self.skipped = self.pruner.skipped_minibatches
         super().on_train_end(*args)
 
 

@@ -122,7 +122,9 @@ class PruningFigures(Callback):
             new = count - drawn if count >= drawn else count  # fewer: the callback has begun anew
             if new >= at_least and pruning.groups is not None:
                 self._drawn[pruning.state_key] = count
-                self._draw(trainer, pruning, f"/{pruning.target or pruning.criterion}" if len(prunings) > 1 else "")
+                self._draw(
+                    trainer, pruning, f"/{pruning.target or pruning.settings.criterion}" if len(prunings) > 1 else ""
+                )
 
     def _draw(self, trainer: Trainer, pruning: TaylorPruningCallback, suffix: str) -> None:
         from lightning_taylor_prune.report.figures import filters_figure, progress_figure  # matplotlib: slow to import

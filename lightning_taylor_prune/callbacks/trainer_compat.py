@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils._pytree import tree_flatten
+
+from lightning_taylor_prune.errors import ArgumentError, PruningError, PruningWarning
 
 
 def averaged_copies(trainer: Trainer, pl_module: LightningModule) -> list[nn.Module]:
@@ -47,20 +49,36 @@ class ValidationRequest:
             self._saved = None
 
 
-def validation_metrics(trainer: Trainer) -> dict[str, float]:
-    """Return what the validation that ends now found on all its data sets, without what training has logged."""
-    results = trainer._results
-    assert results is not None
-    names = [results._forked_name(metric, False)[0] for metric in results.values() if not metric.has_reset]
-    found = trainer.callback_metrics
-    return {name: float(found[name]) for name in names if name in found}
+@contextlib.contextmanager
+def as_misconfiguration() -> Iterator[None]:
+    """Raise errors about arguments as Lightning does."""
+    try:
+        yield
+    except PruningError as error:
+        raise MisconfigurationException(str(error)) from error
 
 
-def forget_compiled(pl_module: LightningModule) -> None:
-    """Have compiled networks compiled anew after a cut: each would soon reach dynamo's limit on recompilations."""
-    compiled = any(type(module).__name__ == "OptimizedModule" for module in pl_module.modules())
-    if compiled or getattr(pl_module, "_compiler_ctx", None) is not None:
-        torch._dynamo.reset()
+@contextlib.contextmanager
+def warnings_of_first_rank() -> Iterator[None]:
+    """Let rank 0 alone warn of what all ranks find."""
+    with warnings.catch_warnings():
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            warnings.simplefilter("ignore", PruningWarning)
+        yield
+
+
+def check_target(pl_module: LightningModule, target: str | None) -> None:
+    """Check that the target is a submodule.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    if target is not None and target not in dict(pl_module.named_modules()):
+        names = ", ".join(name for name, _ in pl_module.named_children())
+        raise ArgumentError(
+            f"Expected argument `target` to name a submodule of {type(pl_module).__name__}, but got {target!r}. "
+            f"Its children are: {names}."
+        )
 
 
 def check_launcher(trainer: Trainer) -> None:
@@ -83,12 +101,6 @@ def window_correction(trainer: Trainer) -> float:
     accumulated = trainer.accumulate_grad_batches
     window = (trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1) % accumulated + 1
     return accumulated / window
-
-
-def batch_size(args: Any, kwargs: Any) -> int:
-    """Return the length of the first tensor among arguments, which in Lightning is the batch size."""
-    tensors = [leaf for leaf in tree_flatten((args, dict(kwargs)))[0] if isinstance(leaf, Tensor) and leaf.dim()]
-    return max(int(tensors[0].shape[0]), 1) if tensors else 1
 
 
 @contextlib.contextmanager

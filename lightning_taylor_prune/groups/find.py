@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -28,7 +28,7 @@ from lightning_taylor_prune.labels.rules.registry import find_rules
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.graph import trace
 from lightning_taylor_prune.tracing.recorder import Trace, training_flags
-from lightning_taylor_prune.tracing.submodules import parts_of_call
+from lightning_taylor_prune.tracing.submodules import TraceableSubmodules, submodules_of_call
 
 
 def find_groups(
@@ -67,16 +67,36 @@ def find_groups(
     """
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     call = Call("", args, dict(example_kwargs or {}))
+    return groups_of_network(model, [call], lambda: submodules_of_call(model, call), rewrite_hard_coded)
+
+
+def groups_of_network(
+    model: nn.Module,
+    calls: Sequence[Call],
+    submodules: Callable[[], TraceableSubmodules],
+    rewrite_hard_coded: bool = False,
+) -> ChannelGroups:
+    """Find groups of the whole network, or else of the submodules that can be traced.
+
+    Args:
+        model: The network.
+        calls: How it is called.
+        submodules: Finds what can be traced of it; only asked if the whole cannot be traced.
+        rewrite_hard_coded: As in :func:`find_groups`.
+
+    Raises:
+        TraceError: Neither can be traced, or nothing can be removed from the submodules.
+    """
     try:
-        return groups_of_calls(model, [call], rewrite_hard_coded=rewrite_hard_coded)
+        return groups_of_calls(model, calls, rewrite_hard_coded=rewrite_hard_coded)
     except TraceError as error:
-        parts = parts_of_call(model, call) if error.in_forward else None
-        if not parts or not parts.calls:
+        found = submodules() if error.in_forward else None
+        if found is None or not found.calls:
             raise
-        groups = groups_of_calls(model, parts.calls, rewrite_hard_coded=rewrite_hard_coded, fixed=parts.fixed)
+        groups = groups_of_calls(model, found.calls, rewrite_hard_coded=rewrite_hard_coded, fixed=found.fixed)
         if not groups.num_units:
             raise
-        warnings.warn(parts.describe(str(error)), PruningWarning, stacklevel=2)
+        warnings.warn(found.describe(str(error)), PruningWarning, stacklevel=3)
         return groups
 
 

@@ -48,7 +48,7 @@ def prune_(
         PlanError: The plan does not fit the network.
         VerificationError: The network's code contradicts the plan; nothing was changed.
     """
-    _refuse_wrappers(model)
+    refuse_wrappers(model)
     check_fit(model, plan)
     if not plan:
         return plan.groups
@@ -105,7 +105,12 @@ class _BufferReplacement:
     new: Tensor
 
 
-def _refuse_wrappers(model: nn.Module) -> None:
+def refuse_wrappers(model: nn.Module) -> None:
+    """Check that a network is not wrapped.
+
+    Raises:
+        PlanError: It is.
+    """
     if type(model).__name__ in (
         "DistributedDataParallel",
         "DataParallel",

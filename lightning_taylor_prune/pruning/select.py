@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -13,21 +13,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_taylor_prune.errors import PlanError
+from lightning_taylor_prune.errors import ArgumentError, PlanError
 from lightning_taylor_prune.groups.families import layer_name
 from lightning_taylor_prune.groups.groups import ChannelGroup, ChannelGroups
 from lightning_taylor_prune.plan import PruningPlan
+from lightning_taylor_prune.pruning.constraints import COSTS, Constraints, check_fraction, check_int
 
 Floats = npt.NDArray[np.float64]
 
 StopReason = Literal["target", "nothing_left"]
-
-COSTS: dict[str, Callable[[ChannelGroups], int]] = {
-    "params": lambda groups: groups.params,
-    "macs": lambda groups: groups.macs,
-    "filters": lambda groups: groups.num_filters,
-}
-"""What a target may limit, and how it is read."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ def select(
     min_channels: int = 1,
     max_pruning_ratio: float = 1.0,
     round_to: int = 1,
-    exclude: Iterable[str] = (),
+    exclude: Collection[str] = (),
     stop_at: Mapping[str, float] | None = None,
 ) -> PruningPlan:
     """Choose the units of lowest score over all groups.
@@ -58,45 +52,49 @@ def select(
         groups: The groups of the network as it is now.
         scores: One score per unit, shape ``[groups.num_units]``, group after group; NaN is never chosen.
         num_units: How many units to remove at most.
-        pruning_ratio: Instead, the fraction of all units.
+        pruning_ratio: Instead, the fraction of all units, in [0, 1].
         min_channels: Units that every group keeps at least.
-        max_pruning_ratio: Largest fraction of a group's original units that may have left.
+        max_pruning_ratio: Largest fraction of a group's original units that may be removed, earlier plans included.
         round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores).
-        exclude: Names or patterns of layers, none of whose filters may leave.
+        exclude: Names or patterns of layers, none of whose filters is removed.
         stop_at: Costs that must not be undercut: ``{"params": 0.45}``; a float up to 1 is a fraction of the original
             network's, anything else absolute. Costs are ``params``, ``macs`` and ``filters``.
 
+    Returns:
+        A plan for :func:`~lightning_taylor_prune.pruning.prune.prune_`.
+
     Raises:
-        PlanError: The scores do not fit the groups, or an argument names something unknown.
+        PlanError: The scores do not fit the groups.
+        ArgumentError: An argument cannot be used, or names something unknown.
+
+    Example:
+        >>> from lightning_taylor_prune import find_groups
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+        >>> groups = find_groups(net, torch.zeros(1, 3, 8, 8))
+        >>> select(groups, torch.tensor([5.0, 0.1, 4.0, 3.0, 0.2, 6.0, 7.0, 8.0]), 2).removed
+        {'0': (1, 4)}
     """
     if (num_units is None) == (pruning_ratio is None):
-        raise PlanError("Expected exactly one of `num_units` and `pruning_ratio`.")
+        raise ArgumentError("Expected exactly one of the arguments `num_units` and `pruning_ratio`.")
+    if num_units is not None:
+        check_int("num_units", num_units, at_least=0)
+    else:
+        check_fraction("pruning_ratio", pruning_ratio, zero=True)
     wanted = num_units if num_units is not None else int((pruning_ratio or 0.0) * groups.num_units)
-    options = Options(min_channels, max_pruning_ratio, round_to, tuple(exclude), dict(stop_at or {}))
-    return choose(groups, scores, wanted, options).plan
+    constraints = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at)
+    return choose(groups, scores, wanted, constraints).plan
 
 
-@dataclass(frozen=True)
-class Options:
-    """Constraints on a choice; see :func:`select`."""
-
-    min_channels: int = 1
-    max_pruning_ratio: float = 1.0
-    round_to: int = 1
-    exclude: tuple[str, ...] = ()
-    stop_at: Mapping[str, float] | None = None
-
-
-def choose(groups: ChannelGroups, scores: Tensor, wanted: int, options: Options) -> Choice:
+def choose(groups: ChannelGroups, scores: Tensor, wanted: int, constraints: Constraints) -> Choice:
     """Choose up to ``wanted`` units, and say why there are fewer; see :func:`select`."""
     if scores.shape != (groups.num_units,):
         raise PlanError(f"Expected `scores` of shape ({groups.num_units},), but got {tuple(scores.shape)}.")
-    blocks = _ranked_blocks(groups, scores.detach().double().cpu().numpy(), options)
+    blocks = _ranked_blocks(groups, scores.detach().double().cpu().numpy(), constraints)
     sizes = np.cumsum([len(units) for _, units in blocks])
     count = int(np.searchsorted(sizes, wanted, side="right"))
     if not count and wanted > 0 and blocks:
-        count = 1  # a block may be larger than a step; then it goes by itself
-    floors = cost_floors(groups, options.stop_at or {})
+        count = 1  # a block may be larger than a step; then it is removed by itself
+    floors = cost_floors(groups, constraints.stop_at)
     fitting = count
     if floors:
         fitting = _longest_prefix(count, lambda k: _respects(groups.after(_plan(groups, blocks[:k])), floors))
@@ -108,19 +106,13 @@ def choose(groups: ChannelGroups, scores: Tensor, wanted: int, options: Options)
     return Choice(_plan(groups, blocks[:fitting]), reason)
 
 
-def cost_floors(groups: ChannelGroups, stop_at: Mapping[str, float]) -> dict[str, float]:
-    """Return absolute floors for a target given in fractions of the original network or absolute numbers.
-
-    Raises:
-        PlanError: A cost is unknown.
-    """
+def cost_floors(groups: ChannelGroups, stop_at: Mapping[str, float] | None) -> dict[str, float]:
+    """Return absolute floors for a target given in fractions of the original network or absolute numbers."""
     if not stop_at:
         return {}
     original = groups.unpruned()
     floors = {}
     for name, value in stop_at.items():
-        if name not in COSTS:
-            raise PlanError(f"`stop_at` knows {', '.join(COSTS)}, but got {name!r}.")
         fraction = isinstance(value, float) and value <= 1
         floors[name] = value * COSTS[name](original) if fraction else value
     return floors
@@ -132,14 +124,15 @@ def excluded_groups(groups: ChannelGroups, patterns: Iterable[str]) -> set[str]:
     A pattern is a layer's name, a shell pattern, or the name of a module that contains layers.
 
     Raises:
-        PlanError: A pattern matches no layer.
+        ArgumentError: A pattern matches no layer.
     """
     layers = {g.name: {layer_name(s.tensor) for s in g.slices if s.role == "writer"} | {g.name} for g in groups}
     known = {name for names in layers.values() for name in names} | {entry.name for entry in groups.locked}
     for pattern in patterns:
         if not any(matches(name, pattern) for name in known):
-            raise PlanError(
-                f"`exclude` names {pattern!r}, which matches none of the layers {', '.join(sorted(known))}."
+            raise ArgumentError(
+                f"Expected argument `exclude` to name layers, but {pattern!r} matches none of "
+                f"{', '.join(sorted(known))}."
             )
     return {
         group
@@ -153,12 +146,14 @@ def matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
 
 
-def _ranked_blocks(groups: ChannelGroups, scores: Floats, options: Options) -> list[tuple[str, npt.NDArray[np.int64]]]:
-    """Return blocks of units in the order in which they go; a block leaves a group at an allowed size.
+def _ranked_blocks(
+    groups: ChannelGroups, scores: Floats, constraints: Constraints
+) -> list[tuple[str, npt.NDArray[np.int64]]]:
+    """Return blocks of units in the order of removal; after each block its group has an allowed size.
 
     Within a group a block never ranks before an earlier one, so that every prefix is a valid choice.
     """
-    skipped = excluded_groups(groups, options.exclude) if options.exclude else set()
+    skipped = excluded_groups(groups, constraints.exclude) if constraints.exclude else set()
     names: list[str] = []
     blocks: list[npt.NDArray[np.int64]] = []
     means: list[float] = []
@@ -167,7 +162,7 @@ def _ranked_blocks(groups: ChannelGroups, scores: Floats, options: Options) -> l
             continue
         own = scores[group.first_unit : group.first_unit + group.num_channels]
         order = np.argsort(own, kind="stable")  # NaN sorts last
-        stops = _stops(group, int(np.isfinite(own).sum()), options)
+        stops = _stops(group, int(np.isfinite(own).sum()), constraints)
         pieces = np.split(order[: stops[-1]], stops[:-1]) if stops else []
         values = np.maximum.accumulate(np.array([own[piece].mean() for piece in pieces]))
         names += [group.name] * len(pieces)
@@ -177,11 +172,11 @@ def _ranked_blocks(groups: ChannelGroups, scores: Floats, options: Options) -> l
     return [(names[i], blocks[i]) for i in ranking.tolist()]
 
 
-def _stops(group: ChannelGroup, scored: int, options: Options) -> list[int]:
-    """Return the numbers of units, ascending, that may leave a group altogether."""
-    kept = math.ceil((1 - options.max_pruning_ratio) * group.original_num_channels - 1e-9)
-    removable = min(scored, group.num_channels - max(1, options.min_channels, kept))
-    step = options.round_to // math.gcd(options.round_to, group.width) if options.round_to > 1 else 1
+def _stops(group: ChannelGroup, scored: int, constraints: Constraints) -> list[int]:
+    """Return the numbers of units, ascending, that may be removed from a group altogether."""
+    kept = math.ceil((1 - constraints.max_pruning_ratio) * group.original_num_channels - 1e-9)
+    removable = min(scored, group.num_channels - max(1, constraints.min_channels, kept))
+    step = constraints.round_to // math.gcd(constraints.round_to, group.width) if constraints.round_to > 1 else 1
     first = group.num_channels % step or step
     return list(range(first, removable + 1, step))
 
@@ -198,7 +193,7 @@ def _respects(groups: ChannelGroups, floors: Mapping[str, float]) -> bool:
 
 
 def _longest_prefix(count: int, fits: Callable[[int], bool]) -> int:
-    """Return the largest ``k <= count`` that fits, by bisection: costs only fall as more leaves."""
+    """Return the largest ``k <= count`` that fits, by bisection: costs only fall as more is removed."""
     if fits(count):
         return count
     low, high = 0, count
@@ -218,13 +213,13 @@ def score_summary(plan: PruningPlan, groups: ChannelGroups, scores: Tensor) -> d
     """Sum up why a plan takes what it takes: for each group, a few plain numbers (``None`` where there is nothing).
 
     Args:
-        plan: What leaves.
+        plan: What is removed.
         groups: The groups before the cut.
         scores: Shape ``[groups.num_units]``, as they were compared.
 
     Returns:
-        By group: ``removed``, units that leave; ``removed_score`` and ``kept_score``, median scores of the units that
-        leave and stay; ``rank``, where the group's median unit stands among all scored units, from 0 (lowest score)
+        By group: ``removed``, units removed; ``removed_score`` and ``kept_score``, median scores of the units that are
+        removed and kept; ``rank``, where the group's median unit stands among all scored units, from 0 (lowest score)
         to 1.
     """
     values = scores.detach().double().cpu().numpy()
@@ -232,12 +227,12 @@ def score_summary(plan: PruningPlan, groups: ChannelGroups, scores: Tensor) -> d
     summary = {}
     for group in groups:
         units = slice(group.first_unit, group.first_unit + group.num_channels)
-        leaves = np.zeros(group.num_channels, dtype=bool)
-        leaves[list(plan.removed.get(group.name, ()))] = True
+        removed = np.zeros(group.num_channels, dtype=bool)
+        removed[list(plan.removed.get(group.name, ()))] = True
         summary[group.name] = {
-            "removed": int(leaves.sum()),
-            "removed_score": _median(values[units][leaves]),
-            "kept_score": _median(values[units][~leaves]),
+            "removed": int(removed.sum()),
+            "removed_score": _median(values[units][removed]),
+            "kept_score": _median(values[units][~removed]),
             "rank": _median(ranks[units]),
         }
     return summary

@@ -5,7 +5,7 @@ Nothing here imports matplotlib or jinja2; :mod:`~lightning_taylor_prune.report.
 """
 
 from lightning_taylor_prune.report.comparison import compare
-from lightning_taylor_prune.report.layers import filters_table
+from lightning_taylor_prune.report.layers import filters_table, locked_lines
 from lightning_taylor_prune.report.results import (
     GroupResult,
     Latency,
@@ -24,4 +24,5 @@ __all__ = [
     "compare",
     "filters_table",
     "groups_of",
+    "locked_lines",
 ]

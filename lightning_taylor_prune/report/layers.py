@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from lightning_taylor_prune.groups.groups import ChannelGroups
+
 
 def filters_table(before: Mapping[str, int], after: Mapping[str, int], params: int) -> str:
     """Return a text table of the filters of every layer, before and after.
@@ -20,6 +22,20 @@ def filters_table(before: Mapping[str, int], after: Mapping[str, int], params: i
     total, left = sum(before.values()), sum(after.values())
     rows.append(["total", str(total), str(left), f"{left / max(total, 1):.0%}"])
     return "\n".join([*_aligned([["layer", "before", "after", "kept"], *rows]), f"{params:,} parameters are left."])
+
+
+def locked_lines(groups: ChannelGroups) -> list[str]:
+    """Return a line for every reason for which channels cannot be removed, with the layers that it concerns."""
+    reasons: dict[str, list[str]] = {}
+    for entry in groups.locked:
+        if "is an output of the network" not in entry.reason:
+            reasons.setdefault(entry.reason, []).append(f"{entry.name} ({entry.num_channels})")
+    return [f"Not prunable: {_some(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def _some(names: Sequence[str], shown: int = 6) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

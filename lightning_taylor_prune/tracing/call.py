@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,12 @@ def tree_fake(call: Call, mode: FakeTensorMode) -> Call:
 
     args, kwargs = tree_map_only(Tensor, fake, (call.args, dict(call.kwargs)))
     return replace(call, args=args, kwargs=kwargs)
+
+
+def batch_size(call: Call) -> int:
+    """Return the length of the first tensor among a call's arguments, which mostly is the batch size."""
+    tensors = [leaf for leaf in tree_leaves((call.args, dict(call.kwargs))) if isinstance(leaf, Tensor) and leaf.dim()]
+    return max(int(tensors[0].shape[0]), 1) if tensors else 1
 
 
 def current_autocast() -> tuple[str, torch.dtype] | None:

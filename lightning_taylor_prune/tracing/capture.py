@@ -1,105 +1,156 @@
-"""Record how a training step calls the modules of a network."""
+"""Record how a training step calls the modules of a network, and where it uses parameters."""
 
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.utils._pytree import tree_flatten
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from lightning_taylor_prune.tracing.call import Call, current_autocast, tree_fake
+from lightning_taylor_prune.tracing.tensors import named_tensors
+
+_MOST_SIGNATURES = 8
+"""Ways of calling one module that are looked at; a loop over many input sizes needs no more to show what ties."""
 
 
-class ModuleWatch(ABC):
-    """Sees, until closed, every call of some modules, and keeps how they are called.
+class CallRecorder:
+    """Records, until closed, every call of every module that has parameters, and which calls use which parameters.
 
     What is kept are the arguments' shapes, not their values: no memory is held.
 
     Args:
         root: The network; names are relative to it.
-        names: Names of the modules to watch, or ``None`` for all; those without parameters are passed over.
+        target: Name of the only module to look into, or ``None`` for whichever are called first.
     """
 
-    def __init__(self, root: nn.Module, names: Collection[str] | None) -> None:
+    def __init__(self, root: nn.Module, target: str | None = None) -> None:
+        self.root = root
         self._calls: dict[Any, Call] = {}
+        self._outermost: dict[Any, None] = {}
+        self._running: list[str] = []
+        self._tensors: dict[int, list[str]] = {}
+        self._uses: dict[int, set[tuple[str, ...]]] = {}
+        self._mode = _NoteUses(self._note_use)
         self._handles = []
+        for name, tensor in named_tensors(root):
+            self._tensors.setdefault(id(tensor), []).append(name)
         for name, module in root.named_modules():
-            if (names is None or name in names) and any(True for _ in module.parameters()):
+            inside = target is None or name == target or name.startswith(f"{target}.")
+            if inside and any(True for _ in module.parameters()):
                 self._handles.append(module.register_forward_pre_hook(self._pre_hook(name), with_kwargs=True))
                 self._handles.append(module.register_forward_hook(self._post_hook, always_call=True))
 
-    @abstractmethod
-    def on_call(self, call: Call) -> None:
-        """A module is called."""
-
-    @abstractmethod
-    def on_return(self) -> None:
-        """The call that began last is over."""
-
     @property
     def calls(self) -> list[Call]:
-        """The calls so far, each signature once."""
-        return list(self._calls.values())
+        """The outermost calls so far, each signature once."""
+        return [self._calls[key] for key in self._outermost]
+
+    def calls_of(self, module: str) -> list[Call]:
+        """The calls of one module so far, each signature once."""
+        return [call for call in self._calls.values() if call.module == module]
+
+    @property
+    def called(self) -> list[str]:
+        """Names of the modules that were called, in the order of their first calls."""
+        return list(dict.fromkeys(call.module for call in self._calls.values()))
+
+    def used_outside(self, modules: Iterable[str]) -> tuple[str, ...]:
+        """Return names of the parameters and buffers that were also used while none of some modules was running."""
+        names = set(modules)
+        found = [
+            self._tensors[number]
+            for number, stacks in self._uses.items()
+            if any(names.isdisjoint(stack) for stack in stacks)
+        ]
+        return tuple(name for same in found for name in same)
 
     def close(self) -> None:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
+        if self._running:
+            self._running.clear()
+            self._mode.__exit__(None, None, None)
 
-    def _pre_hook(self, name: str) -> Any:
+    def _pre_hook(self, name: str) -> Callable[..., None]:
         def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not _is_redirected(module):
-                self.on_call(Call(name, args, kwargs, current_autocast()))
+            if not _is_redirected(module) and not _in_backward():
+                self._begin(Call(name, args, kwargs, current_autocast()))
 
         return pre_hook
 
     def _post_hook(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not _is_redirected(module):
-            self.on_return()
+        if self._running and not _is_redirected(module) and not _in_backward():
+            self._running.pop()
+            if not self._running:
+                self._mode.__exit__(None, None, None)
 
-    def record(self, call: Call) -> None:
-        """Keep a call if none like it is there."""
+    def _begin(self, call: Call) -> None:
+        """Note a call; from an outermost one on, what is done with parameters."""
+        key = self._record(call)
+        if not self._running:
+            if key is not None:
+                self._outermost[key] = None
+            self._mode.__enter__()
+        self._running.append(call.module)
+
+    def _record(self, call: Call) -> Any:
+        """Keep a call if none like it is there, and return its key; ``None`` where there are too many already."""
         leaves, structure = tree_flatten((call.args, dict(call.kwargs)))
         signature = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else repr(x)[:100] for x in leaves)
         key = (call.module, str(structure), signature)
-        if key not in self._calls and sum(k[0] == call.module for k in self._calls) < _MOST_SIGNATURES:
+        if key not in self._calls:
+            if len(self.calls_of(call.module)) >= _MOST_SIGNATURES:
+                return None
             with torch.no_grad():
                 self._calls[key] = tree_fake(call, FakeTensorMode(allow_non_fake_inputs=True))
+        return key
+
+    def _note_use(self, tensor: Tensor) -> None:
+        if id(tensor) in self._tensors:
+            self._uses.setdefault(id(tensor), set()).add(tuple(self._running))
 
 
-class CallCapture(ModuleWatch):
-    """Records, until closed, every outermost call of a module that has parameters.
-
-    Args:
-        root: The network; names are relative to it.
-        target: Name of the only module to watch, or ``None`` for whichever are called first.
-    """
-
-    def __init__(self, root: nn.Module, target: str | None) -> None:
-        super().__init__(root, None if target is None else {target})
-        self._depth = 0
-
-    def on_call(self, call: Call) -> None:
-        """Keep the call if it is an outermost one."""
-        if self._depth == 0:
-            self.record(call)
-        self._depth += 1
-
-    def on_return(self) -> None:
-        """Go up by one level."""
-        self._depth = max(self._depth - 1, 0)
+_ASK_NO_SIZE = frozenset(
+    getattr(torch.Tensor, name).__get__ for name in ("device", "dtype", "requires_grad", "is_cuda", "grad", "layout")
+)
 
 
-_MOST_SIGNATURES = 8
-"""Ways of calling one module that are looked at; a loop over many input sizes needs no more to show what ties."""
+class _NoteUses(TorchFunctionMode):
+    """Tells of every tensor that a function of torch gets, but for questions to which no size matters."""
+
+    def __init__(self, note: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func not in _ASK_NO_SIZE:
+            for value in tree_leaves((args, kwargs)):
+                if isinstance(value, Tensor):
+                    self._note(value)
+        return func(*args, **(kwargs or {}))
+
+
+def as_submodule(call: Call) -> Call:
+    """Return a call as one of several that are traced in place of the whole network."""
+    return replace(call, piece=True)
 
 
 def _is_redirected(module: nn.Module) -> bool:
     """Whether a strategy has put the training step in place of ``forward``: then this is no call of the network."""
     forward = vars(module).get("forward")
     return forward is not None and not inspect.ismethod(forward)
+
+
+def _in_backward() -> bool:
+    """Whether a backward pass is running: then a call only computes again what activation checkpointing dropped."""
+    return torch._C._current_graph_task_id() != -1

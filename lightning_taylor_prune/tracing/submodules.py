@@ -1,22 +1,23 @@
-"""Networks that cannot be traced as a whole: which of their submodules can be, and how these are called."""
+"""Networks that cannot be traced as a whole: which of their submodules can be, and how these are called.
+
+A detector chooses boxes by the values of tensors, which tracing does not have; its backbone and heads do not. Such a
+network is recorded while it really runs: how every module is called, and where every parameter is used.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.tracing.call import Call
-from lightning_taylor_prune.tracing.capture import ModuleWatch
+from lightning_taylor_prune.tracing.capture import CallRecorder, as_submodule
 from lightning_taylor_prune.tracing.graph import trace
 from lightning_taylor_prune.tracing.isolation import untouched
-from lightning_taylor_prune.tracing.tensors import named_tensors
 
 
 @dataclass(frozen=True)
@@ -24,102 +25,40 @@ class TraceableSubmodules:
     """What can be traced of a network.
 
     Attributes:
-        calls: How its traceable parts are called, in the order of their first calls.
-        fixed: Names of the parameters and buffers that are also used outside of these calls: they must stay as they
-            are.
+        calls: How its traceable submodules are called, in the order of their first calls.
+        fixed: Names of the parameters and buffers that are also used outside of these calls: they keep their sizes.
     """
 
     calls: tuple[Call, ...]
     fixed: tuple[str, ...]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the parts."""
-        return tuple(dict.fromkeys(call.module for call in self.calls))
-
     def describe(self, reason: str) -> str:
-        """Say that only parts can be pruned, and why."""
-        names = ", ".join(f"`{name}`" for name in self.names)
-        return f"Only these parts of the network can be pruned: {names}. Of the whole: {reason}"
+        """Say that only submodules can be pruned, and why."""
+        names = ", ".join(f"`{name}`" for name in dict.fromkeys(call.module for call in self.calls))
+        return f"Only these submodules of the network can be pruned: {names}. The whole cannot: {reason}"
 
 
-class PartWatch(ModuleWatch):
-    """Records, until closed, every call of every module that has parameters, and where parameters are used.
-
-    Args:
-        root: The network; names are relative to it.
-        target: Name of the only module to look into, or ``None`` for whichever are called first.
-    """
-
-    def __init__(self, root: nn.Module, target: str | None = None) -> None:
-        super().__init__(
-            root, None if target is None else {target, *_below(target, (n for n, _ in root.named_modules()))}
-        )
-        self._root = root
-        self._running: list[str] = []
-        self._outermost: dict[str, None] = {}
-        self._tensors: dict[int, list[str]] = {}
-        for name, tensor in named_tensors(root):
-            self._tensors.setdefault(id(tensor), []).append(name)
-        self._uses: dict[int, set[tuple[str, ...]]] = {}
-        self._mode = _Uses(self._note_use)
-
-    def on_call(self, call: Call) -> None:
-        """Note a call; from the outermost one on, what is done with parameters."""
-        if not self._running:
-            self._outermost[call.module] = None
-            self._mode.__enter__()
-        self._running.append(call.module)
-        self.record(call)
-
-    def on_return(self) -> None:
-        """Note that the innermost call is over."""
-        if self._running:
-            self._running.pop()
-            if not self._running:
-                self._mode.__exit__(None, None, None)
-
-    def _note_use(self, tensor: Tensor) -> None:
-        if id(tensor) in self._tensors:
-            self._uses.setdefault(id(tensor), set()).add(tuple(self._running))
-
-    def parts(self) -> TraceableSubmodules:
-        """Find the largest parts of which every call seen can be traced."""
-        calls = tuple(
-            replace(call, piece=True) for name in self._outermost for call in self._traceable(name, with_itself=False)
-        )
-        names = {call.module for call in calls}
-        outside = [
-            self._tensors[number]
-            for number, stacks in self._uses.items()
-            if any(names.isdisjoint(stack) for stack in stacks)
-        ]
-        return TraceableSubmodules(calls, tuple(name for same in outside for name in same))
-
-    def _traceable(self, name: str, with_itself: bool = True) -> Iterator[Call]:
-        own = [call for call in self.calls if call.module == name]
-        if with_itself and all(_can_be_traced(self._root, call) for call in own):
-            yield from own
-            return
-        called = list(dict.fromkeys(call.module for call in self.calls))
-        for child in _nearest(_below(name, called)):
-            yield from self._traceable(child)
+def traceable_submodules(recorder: CallRecorder) -> TraceableSubmodules:
+    """Find the largest submodules of which every recorded call can be traced."""
+    outermost = dict.fromkeys(call.module for call in recorder.calls)
+    calls = tuple(as_submodule(c) for name in outermost for c in _traceable(recorder, name, with_itself=False))
+    return TraceableSubmodules(calls, recorder.used_outside(call.module for call in calls))
 
 
-def parts_of_call(root: nn.Module, call: Call) -> TraceableSubmodules:
-    """Run a call for real and find the parts of the network that can be traced; the network comes out untouched.
+def submodules_of_call(root: nn.Module, call: Call) -> TraceableSubmodules:
+    """Run a call for real and find the submodules that can be traced; the network comes out untouched.
 
     Returns:
-        The parts; none if the network does not run, or no part can be traced.
+        The submodules; none if the network does not run, or no part of it can be traced.
     """
-    watch = PartWatch(root)
+    recorder = CallRecorder(root)
     try:
         run_for_real(root, call)
     except Exception:  # then why it could not be traced is what the user has to know
         return TraceableSubmodules((), ())
     finally:
-        watch.close()
-    return watch.parts()
+        recorder.close()
+    return traceable_submodules(recorder)
 
 
 def run_for_real(root: nn.Module, call: Call, training: bool | None = None) -> None:
@@ -143,6 +82,15 @@ def run_for_real(root: nn.Module, call: Call, training: bool | None = None) -> N
                 buffer.copy_(content)
 
 
+def _traceable(recorder: CallRecorder, name: str, with_itself: bool = True) -> Iterator[Call]:
+    own = recorder.calls_of(name)
+    if with_itself and all(_can_be_traced(recorder.root, call) for call in own):
+        yield from own
+        return
+    for child in _nearest(_below(name, recorder.called)):
+        yield from _traceable(recorder, child)
+
+
 def _can_be_traced(root: nn.Module, call: Call) -> bool:
     try:
         trace(root, call)
@@ -159,23 +107,3 @@ def _below(name: str, names: Iterable[str]) -> list[str]:
 def _nearest(names: Sequence[str]) -> list[str]:
     """Return the names that lie inside none of the others."""
     return [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
-
-
-_ASK_NO_SIZE = frozenset(
-    getattr(torch.Tensor, name).__get__ for name in ("device", "dtype", "requires_grad", "is_cuda", "grad", "layout")
-)
-
-
-class _Uses(TorchFunctionMode):
-    """Tells of every tensor that a function of torch gets, but for questions to which no size matters."""
-
-    def __init__(self, note: Any) -> None:
-        super().__init__()
-        self._note = note
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in _ASK_NO_SIZE:
-            for value in tree_leaves((args, kwargs)):
-                if isinstance(value, Tensor):
-                    self._note(value)
-        return func(*args, **(kwargs or {}))

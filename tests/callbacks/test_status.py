@@ -51,7 +51,8 @@ def test_progress_takes_no_loss_for_an_accuracy():
 def pruned(done, **settings):
     """A callback after some prunes."""
     callback = TaylorPruningCallback(**{"every_n_steps": 10, "max_prunes": 5, **settings})
-    callback.history = [{"metrics": {"val_acc": i / 10}} for i in range(done)]
+    rows = [{"metrics": {"val_acc": i / 10}} for i in range(done)]
+    callback.load_state_dict({"history": rows, "intervals": 0, "stop_reason": None})
     return callback
 
 

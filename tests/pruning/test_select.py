@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_taylor_prune import PlanError, find_groups, select
-from lightning_taylor_prune.pruning.select import Options, choose, highest_removed, score_summary
+from lightning_taylor_prune.pruning.select import Constraints, choose, highest_removed, score_summary
 
 
 def network() -> nn.Sequential:
@@ -112,13 +112,13 @@ def test_a_target_is_never_overshot(fraction: float, cost: str, seed: int) -> No
 @pytest.mark.parametrize(
     ("count", "options", "reason"),
     [
-        (2, Options(), None),
-        (20, Options(), "nothing_left"),
-        (9, Options(stop_at={"params": 0.9}), "target"),
+        (2, Constraints(), None),
+        (20, Constraints(), "nothing_left"),
+        (9, Constraints(stop_at={"params": 0.9}), "target"),
     ],
     ids=["enough", "nothing left", "target"],
 )
-def test_reason_for_fewer_units(count: int, options: Options, reason: str | None) -> None:
+def test_reason_for_fewer_units(count: int, options: Constraints, reason: str | None) -> None:
     assert choose(GROUPS, torch.arange(20.0), count, options).reason == reason
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_taylor_prune import PruningWarning, TaylorPruningCallback, TraceError, find_groups, measure_cost, prune_
 from lightning_taylor_prune.tracing.call import Call
-from lightning_taylor_prune.tracing.submodules import parts_of_call
+from lightning_taylor_prune.tracing.submodules import submodules_of_call
 from tests.distributed import run_ranks
 from tests.lightning_modules import Classifier, loader, trainer
 from tests.oracles import (
@@ -118,7 +118,7 @@ def test_asking_a_parameter_for_its_device_locks_nothing() -> None:
 def test_the_network_comes_out_untouched() -> None:
     model = build()
     before, random_state = state_of(model), torch.get_rng_state()
-    parts_of_call(model, Call("", (IMAGES,)))
+    submodules_of_call(model, Call("", (IMAGES,)))
     assert differences(before, state_of(model)) == []
     assert torch.equal(torch.get_rng_state(), random_state)
 

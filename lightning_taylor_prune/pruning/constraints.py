@@ -1,0 +1,108 @@
+"""What a choice of units must respect, checked in one place.
+
+Every error names the argument, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_taylor_prune.errors import ArgumentError
+from lightning_taylor_prune.groups.groups import ChannelGroups
+
+COSTS: dict[str, Callable[[ChannelGroups], int]] = {
+    "params": lambda groups: groups.params,
+    "macs": lambda groups: groups.macs,
+    "filters": lambda groups: groups.num_filters,
+}
+"""What a target may limit, and how it is read."""
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What a choice of units must respect.
+
+    Attributes:
+        min_channels: Units that every group keeps at least.
+        max_pruning_ratio: Largest fraction of a group's original units that may be removed, in (0, 1].
+        round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores).
+        exclude: Names or shell patterns of layers, or names of modules that contain them: none of their filters is
+            removed.
+        stop_at: Costs that must not be undercut: ``params``, ``macs`` or ``filters``, as a fraction of the original
+            network's (a float up to 1) or absolute.
+
+    Raises:
+        ArgumentError: A value cannot be used.
+    """
+
+    min_channels: int = 1
+    max_pruning_ratio: float = 1.0
+    round_to: int = 1
+    exclude: Collection[str] = ()
+    stop_at: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        check_int("min_channels", self.min_channels, at_least=1)
+        check_int("round_to", self.round_to, at_least=1)
+        check_fraction("max_pruning_ratio", self.max_pruning_ratio)
+        check_names("exclude", self.exclude)
+        check_stop_at(self.stop_at)
+
+
+def check_int(name: str, value: Any, at_least: int) -> None:
+    """Check that an argument is an int of at least some value; bools are refused."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise _refusal(name, f"an int of at least {at_least}", value)
+
+
+def check_number(name: str, value: Any, at_least: float = -math.inf) -> None:
+    """Check that an argument is a finite number of at least some value; bools and NaN are refused."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value < at_least:
+        raise _refusal(name, "a finite number" + (f" of at least {at_least:g}" if at_least > -math.inf else ""), value)
+
+
+def check_fraction(name: str, value: Any, zero: bool = False) -> None:
+    """Check that an argument is a number in (0, 1], or in [0, 1]."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not (0 <= value <= 1) or (value == 0 and not zero):
+        raise _refusal(name, f"a number in {'[' if zero else '('}0, 1]", value)
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Check that an argument is a bool."""
+    if not isinstance(value, bool):
+        raise _refusal(name, "a bool", value)
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Check that an argument is one of several names."""
+    if not isinstance(value, str) or value not in choices:
+        raise _refusal(name, f"one of {', '.join(choices)}", value)
+
+
+def check_names(name: str, value: Any) -> None:
+    """Check that an argument is a list or tuple of strings (not one string)."""
+    is_iterable = isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping))
+    if not is_iterable or not all(isinstance(item, str) for item in value):
+        raise _refusal(name, "a list of names", value)
+
+
+def check_stop_at(value: Any) -> None:
+    """Check the costs that a target names, and their values."""
+    if value is None:
+        return
+    if not isinstance(value, Mapping):
+        raise _refusal("stop_at", "a dict from a cost to a number, such as {'params': 0.45}", value)
+    for cost, limit in value.items():
+        check_choice("stop_at", cost, COSTS)
+        is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+        if not is_number or not math.isfinite(limit) or limit <= 0:
+            raise ArgumentError(f"Expected `stop_at[{cost!r}]` to be a positive number, but got {limit!r}.")
+
+
+def _refusal(name: str, expected: str, value: Any) -> ArgumentError:
+    return ArgumentError(f"Expected argument `{name}` to be {expected}, but got {value!r}.")
