@@ -12,8 +12,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.pruning.ranks import Ranks, from_text, to_text
 from lightning_taylor_prune.tracing.call import Call, decode_calls, encode_calls
-from lightning_taylor_prune.tracing.capture import CallCapture
-from lightning_taylor_prune.tracing.submodules import PartWatch, TraceableSubmodules
+from lightning_taylor_prune.tracing.capture import OutermostCalls
+from lightning_taylor_prune.tracing.submodules import SubmoduleRecorder, TraceableSubmodules
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Watch:
 
     def __init__(self, target: str | None) -> None:
         self._target = target
-        self._capture: CallCapture | PartWatch | None = None
+        self._capture: OutermostCalls | SubmoduleRecorder | None = None
         self._untraceable: TraceError | None = None
 
     def begin(self, pl_module: LightningModule) -> None:
         """Watch from now on, unless that is so already."""
         if self._capture is None:
-            kind = CallCapture if self._untraceable is None else PartWatch
+            kind = OutermostCalls if self._untraceable is None else SubmoduleRecorder
             self._capture = kind(pl_module, self._target)
 
     def close(self) -> None:
@@ -64,8 +64,8 @@ class Watch:
         """
         capture = self._capture
         self.close()
-        if isinstance(capture, PartWatch):
-            parts = _of_first_rank(capture.parts(), pl_module.device, ranks)
+        if isinstance(capture, SubmoduleRecorder):
+            parts = _of_first_rank(capture.traceable(), pl_module.device, ranks)
             if not parts.calls:
                 self.give_up()
             return Seen(parts.calls, parts.fixed, parts.describe(str(self._untraceable)))

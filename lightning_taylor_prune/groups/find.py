@@ -28,7 +28,7 @@ from lightning_taylor_prune.labels.rules.registry import find_rules
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.graph import trace
 from lightning_taylor_prune.tracing.recorder import Trace, training_flags
-from lightning_taylor_prune.tracing.submodules import parts_of_call
+from lightning_taylor_prune.tracing.submodules import submodules_of_call
 
 
 def find_groups(
@@ -70,13 +70,13 @@ def find_groups(
     try:
         return groups_of_calls(model, [call], rewrite_hard_coded=rewrite_hard_coded)
     except TraceError as error:
-        parts = parts_of_call(model, call) if error.in_forward else None
-        if not parts or not parts.calls:
+        found = submodules_of_call(model, call) if error.in_forward else None
+        if not found or not found.calls:
             raise
-        groups = groups_of_calls(model, parts.calls, rewrite_hard_coded=rewrite_hard_coded, fixed=parts.fixed)
+        groups = groups_of_calls(model, found.calls, rewrite_hard_coded=rewrite_hard_coded, fixed=found.fixed)
         if not groups.num_units:
             raise
-        warnings.warn(parts.describe(str(error)), PruningWarning, stacklevel=2)
+        warnings.warn(found.describe(str(error)), PruningWarning, stacklevel=2)
         return groups
 
 

@@ -154,4 +154,4 @@ def _tensor_rules(propagation: Propagation, counts: AxisCounts) -> dict[str, Sha
 def _traces_of_one_run(traces: Sequence[Trace]) -> list[int]:
     """Return the numbers of the traces that make up one run: the first, or every part in the first one's mode."""
     first = traces[0]
-    return [i for i, t in enumerate(traces) if t is first or (t.call.piece and t.training == first.training)]
+    return [i for i, t in enumerate(traces) if t is first or (t.call.is_submodule and t.training == first.training)]

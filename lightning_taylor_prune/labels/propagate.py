@@ -161,10 +161,10 @@ class _Run:
                 self._share_liveness(node)
             if isinstance(self._values.get(node), Labels):
                 self._sharing.setdefault(_storage_of(node), []).append(node)
-        why = f"leaves `{trace.call.module}`, around which the network cannot be traced"
+        why = f"is an output of `{trace.call.module}`, and the code that uses it cannot be traced"
         for node in trace.outputs:
             for f in self._values[node].fields:
-                space.lock(f, why if trace.call.piece else "is an output of the network")
+                space.lock(f, why if trace.call.is_submodule else "is an output of the network")
 
     @staticmethod
     def _placeholder(node: Node, parameters: Mapping[str, Labels]) -> Labels:

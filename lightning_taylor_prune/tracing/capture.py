@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Hashable
 from typing import Any
 
 import torch
@@ -15,18 +15,18 @@ from torch.utils._pytree import tree_flatten
 from lightning_taylor_prune.tracing.call import Call, current_autocast, tree_fake
 
 
-class ModuleWatch(ABC):
-    """Sees, until closed, every call of some modules, and keeps how they are called.
+class CallRecorder(ABC):
+    """Records, until it is closed, how some modules of a network are called.
 
-    What is kept are the arguments' shapes, not their values: no memory is held.
+    It records the shapes of the arguments, not their values, and so holds no memory.
 
     Args:
         root: The network; names are relative to it.
-        names: Names of the modules to watch, or ``None`` for all; those without parameters are passed over.
+        names: Names of the modules to record, or ``None`` for all. Modules without parameters are ignored.
     """
 
     def __init__(self, root: nn.Module, names: Collection[str] | None) -> None:
-        self._calls: dict[Any, Call] = {}
+        self._calls: dict[tuple[str, Hashable], Call] = {}
         self._handles = []
         for name, module in root.named_modules():
             if (names is None or name in names) and any(True for _ in module.parameters()):
@@ -35,15 +35,15 @@ class ModuleWatch(ABC):
 
     @abstractmethod
     def on_call(self, call: Call) -> None:
-        """A module is called."""
+        """Handle the call of a module, before the module runs."""
 
     @abstractmethod
     def on_return(self) -> None:
-        """The call that began last is over."""
+        """Handle the end of the call that began last."""
 
     @property
     def calls(self) -> list[Call]:
-        """The calls so far, each signature once."""
+        """The recorded calls; of several with the same shapes only the first."""
         return list(self._calls.values())
 
     def close(self) -> None:
@@ -51,7 +51,7 @@ class ModuleWatch(ABC):
         for handle in self._handles:
             handle.remove()
 
-    def _pre_hook(self, name: str) -> Any:
+    def _pre_hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not _is_redirected(module):
                 self.on_call(Call(name, args, kwargs, current_autocast()))
@@ -63,21 +63,21 @@ class ModuleWatch(ABC):
             self.on_return()
 
     def record(self, call: Call) -> None:
-        """Keep a call if none like it is there."""
-        leaves, structure = tree_flatten((call.args, dict(call.kwargs)))
-        signature = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else repr(x)[:100] for x in leaves)
-        key = (call.module, str(structure), signature)
+        """Record a call, unless one of the same module with the same shapes is recorded already."""
+        values, structure = tree_flatten((call.args, dict(call.kwargs)))
+        signature = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else repr(x)[:100] for x in values)
+        key = call.module, (str(structure), signature)
         if key not in self._calls and sum(k[0] == call.module for k in self._calls) < _MOST_SIGNATURES:
             with torch.no_grad():
                 self._calls[key] = tree_fake(call, FakeTensorMode(allow_non_fake_inputs=True))
 
 
-class CallCapture(ModuleWatch):
-    """Records, until closed, every outermost call of a module that has parameters.
+class OutermostCalls(CallRecorder):
+    """Records calls of modules that have parameters, but not the calls that other recorded modules make.
 
     Args:
         root: The network; names are relative to it.
-        target: Name of the only module to watch, or ``None`` for whichever are called first.
+        target: Name of the only module to record, or ``None`` for the modules that the training step itself calls.
     """
 
     def __init__(self, root: nn.Module, target: str | None) -> None:
@@ -85,21 +85,21 @@ class CallCapture(ModuleWatch):
         self._depth = 0
 
     def on_call(self, call: Call) -> None:
-        """Keep the call if it is an outermost one."""
+        """Record the call if no other recorded module is running."""
         if self._depth == 0:
             self.record(call)
         self._depth += 1
 
     def on_return(self) -> None:
-        """Go up by one level."""
+        """Note that one module fewer is running."""
         self._depth = max(self._depth - 1, 0)
 
 
 _MOST_SIGNATURES = 8
-"""Ways of calling one module that are looked at; a loop over many input sizes needs no more to show what ties."""
+"""How many calls of one module, with different shapes, are recorded; more would show no further ties of channels."""
 
 
 def _is_redirected(module: nn.Module) -> bool:
-    """Whether a strategy has put the training step in place of ``forward``: then this is no call of the network."""
+    """Whether a strategy has replaced ``forward`` by the training step: then the call is not one of the network."""
     forward = vars(module).get("forward")
     return forward is not None and not inspect.ismethod(forward)

@@ -1,8 +1,8 @@
-"""Networks that cannot be traced as a whole: which of their submodules can be, and how these are called."""
+"""For networks that cannot be traced as a whole: which submodules can be traced, and how they are called."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.tracing.call import Call
-from lightning_taylor_prune.tracing.capture import ModuleWatch
+from lightning_taylor_prune.tracing.capture import CallRecorder
 from lightning_taylor_prune.tracing.graph import trace
 from lightning_taylor_prune.tracing.isolation import untouched
 from lightning_taylor_prune.tracing.tensors import named_tensors
@@ -21,12 +21,11 @@ from lightning_taylor_prune.tracing.tensors import named_tensors
 
 @dataclass(frozen=True)
 class TraceableSubmodules:
-    """What can be traced of a network.
+    """The submodules of a network that can be traced.
 
     Attributes:
-        calls: How its traceable parts are called, in the order of their first calls.
-        fixed: Names of the parameters and buffers that are also used outside of these calls: they must stay as they
-            are.
+        calls: How these submodules are called, in the order of their first calls.
+        fixed: Names of the parameters and buffers that are also used outside of these calls, and so keep their shapes.
     """
 
     calls: tuple[Call, ...]
@@ -34,21 +33,21 @@ class TraceableSubmodules:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the parts."""
+        """Names of the submodules."""
         return tuple(dict.fromkeys(call.module for call in self.calls))
 
     def describe(self, reason: str) -> str:
-        """Say that only parts can be pruned, and why."""
+        """Return a warning that only these submodules can be pruned, and why."""
         names = ", ".join(f"`{name}`" for name in self.names)
-        return f"Only these parts of the network can be pruned: {names}. Of the whole: {reason}"
+        return f"Only these submodules of the network can be pruned: {names}. The network as a whole: {reason}"
 
 
-class PartWatch(ModuleWatch):
-    """Records, until closed, every call of every module that has parameters, and where parameters are used.
+class SubmoduleRecorder(CallRecorder):
+    """Records, until it is closed, all calls of modules that have parameters, and which modules use each parameter.
 
     Args:
         root: The network; names are relative to it.
-        target: Name of the only module to look into, or ``None`` for whichever are called first.
+        target: Name of the module to record with its submodules, or ``None`` for all modules.
     """
 
     def __init__(self, root: nn.Module, target: str | None = None) -> None:
@@ -65,28 +64,30 @@ class PartWatch(ModuleWatch):
         self._mode = _Uses(self._note_use)
 
     def on_call(self, call: Call) -> None:
-        """Note a call; from the outermost one on, what is done with parameters."""
+        """Record a call. While modules run, every use of a parameter is recorded too."""
         if not self._running:
             self._outermost[call.module] = None
-            self._mode.__enter__()
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
         self._running.append(call.module)
         self.record(call)
 
     def on_return(self) -> None:
-        """Note that the innermost call is over."""
+        """Note that the module called last has returned."""
         if self._running:
             self._running.pop()
             if not self._running:
-                self._mode.__exit__(None, None, None)
+                self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _note_use(self, tensor: Tensor) -> None:
         if id(tensor) in self._tensors:
             self._uses.setdefault(id(tensor), set()).add(tuple(self._running))
 
-    def parts(self) -> TraceableSubmodules:
-        """Find the largest parts of which every call seen can be traced."""
+    def traceable(self) -> TraceableSubmodules:
+        """Return the largest submodules of which every recorded call can be traced."""
         calls = tuple(
-            replace(call, piece=True) for name in self._outermost for call in self._traceable(name, with_itself=False)
+            replace(call, is_submodule=True)
+            for name in self._outermost
+            for call in self._traceable(name, with_itself=False)
         )
         names = {call.module for call in calls}
         outside = [
@@ -106,29 +107,29 @@ class PartWatch(ModuleWatch):
             yield from self._traceable(child)
 
 
-def parts_of_call(root: nn.Module, call: Call) -> TraceableSubmodules:
-    """Run a call for real and find the parts of the network that can be traced; the network comes out untouched.
+def submodules_of_call(root: nn.Module, call: Call) -> TraceableSubmodules:
+    """Run a call with real values and find the submodules that can be traced; the network is unchanged afterwards.
 
     Returns:
-        The parts; none if the network does not run, or no part can be traced.
+        The submodules; none if the network does not run, or no submodule can be traced.
     """
-    watch = PartWatch(root)
+    recorder = SubmoduleRecorder(root)
     try:
         run_for_real(root, call)
-    except Exception:  # then why it could not be traced is what the user has to know
+    except Exception:  # the caller reports why the network could not be traced, which the user has to know first
         return TraceableSubmodules((), ())
     finally:
-        watch.close()
-    return watch.parts()
+        recorder.close()
+    return recorder.traceable()
 
 
 def run_for_real(root: nn.Module, call: Call, training: bool | None = None) -> None:
-    """Run a call with its values, without gradients; network and arguments come out untouched.
+    """Run a call with its real values, without gradients; network and arguments are unchanged afterwards.
 
     Args:
         root: The network.
         call: Which module is called and with what.
-        training: Training flag of all modules; by default as they are.
+        training: Training flag of all modules; by default the present ones.
     """
     buffers = [(buffer, buffer.clone()) for buffer in root.buffers()]
     args, kwargs = tree_map_only(Tensor, torch.clone, (call.args, dict(call.kwargs)))
@@ -161,20 +162,20 @@ def _nearest(names: Sequence[str]) -> list[str]:
     return [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
 
 
-_ASK_NO_SIZE = frozenset(
+_READ_NO_SIZE = frozenset(
     getattr(torch.Tensor, name).__get__ for name in ("device", "dtype", "requires_grad", "is_cuda", "grad", "layout")
 )
 
 
 class _Uses(TorchFunctionMode):
-    """Tells of every tensor that a function of torch gets, but for questions to which no size matters."""
+    """Calls a function on every tensor that a torch function gets, unless it only reads a dtype or the like."""
 
-    def __init__(self, note: Any) -> None:
+    def __init__(self, note: Callable[[Tensor], None]) -> None:
         super().__init__()
         self._note = note
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in _ASK_NO_SIZE:
+        if func not in _READ_NO_SIZE:
             for value in tree_leaves((args, kwargs)):
                 if isinstance(value, Tensor):
                     self._note(value)

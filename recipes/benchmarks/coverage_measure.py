@@ -235,7 +235,7 @@ def calls_of_parts(built: Built, groups: ChannelGroups) -> list[Call]:
     A network that is traced in parts chooses by values (which boxes, say): what rounds differently may choose others.
     Each part is therefore called with what it got in the network as it was built.
     """
-    names = {t.call.module for t in groups.structure.propagation.traces if t.call.piece}
+    names = {t.call.module for t in groups.structure.propagation.traces if t.call.is_submodule}
     if not names:
         return [Call("", built.args, built.kwargs)]
     found: dict[str, Call] = {}
