@@ -339,8 +339,8 @@ def mask_readers_(model: nn.Module, plan: PruningPlan) -> None:
 
 _ENDS = (
     "is an output of the network",
-    "is indexed by data (aten.embedding",
-    "varies over the positions that a convolution slides over",
+    "is indexed by a tensor (aten.embedding",
+    "lies along a spatial axis of a convolution",
 )
 """How reasons begin that lie in the nature of a network: what comes out, rows of a table that goes in, kernels."""
 

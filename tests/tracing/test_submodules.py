@@ -107,7 +107,7 @@ def test_a_pruned_network_trains() -> None:
 def test_a_parameter_that_is_used_elsewhere_too_is_locked() -> None:
     _, groups = analysed(Borrowing)
     assert "backbone.0" not in groups
-    assert any("also used where the network cannot be traced" in entry.reason for entry in groups.locked)
+    assert any("also used by code that cannot be traced" in entry.reason for entry in groups.locked)
 
 
 def test_asking_a_parameter_for_its_device_locks_nothing() -> None:

@@ -22,7 +22,7 @@ Function = Callable[..., Any]
 
 
 class _Holder(nn.Module):
-    """Calls a function on its parameters; nothing leaves, so nothing locks for that reason."""
+    """Calls a function on its parameters; it returns nothing, so that no output is locked."""
 
     def __init__(self, function: Function, operands: Sequence[Tensor], live: bool) -> None:
         super().__init__()
@@ -64,11 +64,11 @@ class Labelled:
         return [roots for i in range(len(self.operands)) for roots in self.roots_of(i) if roots is not None]
 
     def whole(self) -> set[int]:
-        """Return the components that are all of an axis: they cannot leave either."""
+        """Return the components that are all of an axis: they cannot be removed either."""
         return {int(roots[0]) for roots in self.all_roots() if (roots == roots[0]).all()}
 
     def removable(self) -> list[int]:
-        """Return the components that could leave: not locked, exact, and not the whole of an axis."""
+        """Return the components that can be removed: not locked, exact, and not the whole of an axis."""
         banned = self.whole() | set(self.outcome.locked) | set(self.outcome.inexact.tolist())
         return sorted({int(root) for roots in self.all_roots() for root in roots} - banned)
 

@@ -333,7 +333,7 @@ def test_labels_go_where_the_elements_go(name: str, data: st.DataObject) -> None
     check_movement(function, operands)
 
 
-def test_real_and_imaginary_part_leave_together() -> None:
+def test_real_and_imaginary_part_are_removed_together() -> None:
     """Pairs of channels become complex, are turned, and become pairs again."""
     turn = torch.polar(torch.ones(1, dtype=torch.double), torch.ones(1, dtype=torch.double))
 
@@ -348,7 +348,7 @@ def test_real_and_imaginary_part_leave_together() -> None:
 INDEX = torch.tensor([[1], [0], [2]])
 ROWS = torch.tensor([1, 0, 1])
 
-# name -> (function, operands, components that can leave)
+# name -> (function, operands, components that can be removed)
 PICKED: dict[str, tuple[Callable[..., Any], list[Tensor], int]] = {
     "gather": (lambda x: x.gather(0, INDEX.expand(-1, x.shape[1])), [torch.randn(4, 5)], 5),
     "take_along_dim": (lambda x: x.take_along_dim(INDEX, 0), [torch.randn(4, 5)], 5),

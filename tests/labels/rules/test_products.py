@@ -1,4 +1,4 @@
-"""Operators that multiply and sum: what is contracted leaves on both sides, what stays goes where it is written."""
+"""Operators that multiply and sum: labels of a summed axis are tied, all others are those of the result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def grouped(rank: int, transposed: bool = False) -> Callable[..., Tensor]:
 
 CHANNELS_BEFORE, GROUPS_BEFORE = 6, 3
 
-# name -> (function, operands, components that can leave, live)
+# name -> (function, operands, components that can be removed, live)
 CASES: dict[str, tuple[Callable[..., Any], list[Tensor], int, bool]] = {
     "linear": (F.linear, [randn(2, 4), randn(3, 4), randn(3)], 2 + 4 + 3, False),
     "linear_3d_without_bias": (F.linear, [randn(2, 5, 4), randn(3, 4)], 2 + 5 + 4 + 3, False),

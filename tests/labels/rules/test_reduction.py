@@ -35,7 +35,7 @@ def standardised(weight: Tensor, scale: Tensor) -> Tensor:
     return F.batch_norm(rows, None, None, training=True).reshape_as(weight)
 
 
-# name -> (function, operands, components that can leave)
+# name -> (function, operands, components that can be removed)
 EXACT: dict[str, tuple[Callable[..., Any], list[Tensor], int]] = {
     "batch_norm": (batch_norm, [LINES.mean(2), *VECTORS], 6),
     "batch_norm_in_evaluation": (lambda x, m: F.batch_norm(x, m.detach(), m.detach().exp()), [LINES, VECTORS[0]], 12),
@@ -203,6 +203,6 @@ def test_coordinates_are_locked(function: Callable[[Tensor], Tensor], shape: tup
 
 @pytest.mark.parametrize(("groups", "units"), [(1, 6), (2, 3), (3, 3), (6, 6)])
 def test_group_norm_keeps_groups_equal(groups: int, units: int) -> None:
-    """The finer of two ways: whole groups leave, or the same position of every group does."""
+    """The finer of two ways: whole groups are removed, or the same position of every group."""
     labelled = Labelled(lambda x: F.group_norm(x, groups), [IMAGES])
     assert len(channels_of(labelled)) == units
