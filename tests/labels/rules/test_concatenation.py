@@ -9,9 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.labels.rules.laws import (
-    check_movement,
-)
+from tests.labels.rules.laws import check_movement
 from tests.labels.rules.strategies import Case, Draw, axis_of, collect, shapes
 
 CASES: dict[str, Callable[[Draw], Case]] = {}

@@ -10,11 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.labels.rules.laws import (
-    check_dependence,
-    check_removal,
-    randn,
-)
+from tests.labels.rules.laws import check_dependence, check_removal, randn
 
 
 def grouped(rank: int, transposed: bool = False) -> Callable[..., Tensor]:

@@ -11,13 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.labels.rules.laws import (
-    TOKENS,
-    Labelled,
-    channels_of,
-    check_movement,
-    check_removal,
-)
+from tests.labels.rules.laws import TOKENS, Labelled, channels_of, check_movement, check_removal
 from tests.labels.rules.strategies import Case, Draw, axis_of, collect, shapes
 
 CASES: dict[str, Callable[[Draw], Case]] = {}

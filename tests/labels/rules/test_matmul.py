@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.labels.rules.laws import (
-    Labelled,
-    check_dependence,
-    check_removal,
-    randn,
-    tensors,
-)
+from tests.labels.rules.laws import Labelled, check_dependence, check_removal, randn, tensors
 
 # name -> (function, operands, components that can be removed, live)
 CASES: dict[str, tuple[Callable[..., Any], list[Tensor], int, bool]] = {

@@ -9,9 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tests.labels.rules.laws import (
-    check_movement,
-)
+from tests.labels.rules.laws import check_movement
 from tests.labels.rules.strategies import Case, Draw, collect, shapes
 
 CASES: dict[str, Callable[[Draw], Case]] = {}

@@ -11,11 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.labels.rules.laws import (
-    Labelled,
-    check_movement,
-    check_removal,
-)
+from tests.labels.rules.laws import Labelled, check_movement, check_removal
 from tests.labels.rules.strategies import Case, Draw, axis_of, collect, shapes
 
 CASES: dict[str, Callable[[Draw], Case]] = {}

@@ -10,12 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.labels.rules.laws import (
-    TOKENS,
-    Labelled,
-    channels_of,
-    check_removal,
-)
+from tests.labels.rules.laws import TOKENS, Labelled, channels_of, check_removal
 
 IMAGES = torch.randn(2, 6, 4, 4)
 

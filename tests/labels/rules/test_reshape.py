@@ -11,10 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_taylor_prune.labels.rules.reshape import segments
-from tests.labels.rules.laws import (
-    Labelled,
-    check_movement,
-)
+from tests.labels.rules.laws import Labelled, check_movement
 from tests.labels.rules.strategies import Case, Draw, axis_of, collect, factors, shapes
 
 CASES: dict[str, Callable[[Draw], Case]] = {}

@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.labels.rules.laws import (
-    TOKENS,
-    Labelled,
-    channels_of,
-    check_movement,
-    check_removal,
-)
+from tests.labels.rules.laws import TOKENS, Labelled, channels_of, check_movement, check_removal
 from tests.labels.rules.strategies import Case, Draw, collect
 
 CASES: dict[str, Callable[[Draw], Case]] = {}

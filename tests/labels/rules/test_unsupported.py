@@ -10,11 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.labels.rules.laws import (
-    TOKENS,
-    Labelled,
-    channels_of,
-)
+from tests.labels.rules.laws import TOKENS, Labelled, channels_of
 
 LOCKED: dict[str, Callable[[Tensor], Any]] = {
     "take": lambda x: x.take(torch.tensor([3])),
