@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -37,11 +38,11 @@ class Cost:
 def measure_cost(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None) -> Cost:
     """Count parameters, MACs and filters of a network in evaluation mode, without computing anything.
 
-    One that depends on the values of tensors (a detector, say) is run for real. MACs come from
+    A network that depends on the values of tensors (a detector, say) is run with real values. MACs come from
     :class:`torch.utils.flop_counter.FlopCounterMode`.
 
     Args:
-        model: Any network; it comes out untouched.
+        model: Any network; it is unchanged afterwards.
         example_inputs: A tensor, or a tuple of positional arguments.
         example_kwargs: Keyword arguments.
 
@@ -55,7 +56,7 @@ def measure_cost(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[
     try:
         with flop_counter() as counter:
             run(model, recorded, recorded.tensors, lambda func, args, kwargs: func(*args, **kwargs))
-    except Exception:  # whatever fake tensors do not allow; where it is the call that is wrong, this fails likewise
+    except Exception:  # not allowed on fake tensors, or a wrong call: that fails in a real run too
         with flop_counter() as counter:
             run_for_real(model, call, training=False)
     return Cost(
@@ -66,16 +67,23 @@ def measure_cost(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[
 
 
 def flop_counter() -> FlopCounterMode:
-    """Return torch's counter, with formulas for what it passes over: bilinear layers, attention on the CPU (if old)."""
+    """Return torch's counter, with formulas that it may lack: bilinear layers, attention on the CPU."""
     formulas: dict[Any, Callable[..., int]] = {
         torch.ops.aten._trilinear: _trilinear_flops,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     }
     missing = {operator: formula for operator, formula in formulas.items() if operator not in flop_registry}
     return FlopCounterMode(display=False, custom_mapping=missing)
 
 
-def _trilinear_flops(a: Any, b: Any, c: Any, *expanded: Sequence[int], **kwargs: Any) -> int:
+def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *args: Any, **kwargs: Any) -> int:
+    flops: int = sdpa_flop_count(q, k, v)  # type: ignore[no-untyped-call]
+    return flops
+
+
+def _trilinear_flops(
+    a: Sequence[int], b: Sequence[int], c: Sequence[int], *expanded: Sequence[int], **kwargs: Any
+) -> int:
     """Count two for every product of three factors, which broadcast once each has gained its axes of size 1."""
     shapes = []
     for shape, axes in zip((a, b, c), expanded, strict=False):
@@ -83,7 +91,7 @@ def _trilinear_flops(a: Any, b: Any, c: Any, *expanded: Sequence[int], **kwargs:
         for axis in axes:
             sizes.insert(axis, 1)
         shapes.append(sizes)
-    return 2 * math.prod(torch.broadcast_shapes(*shapes))
+    return 2 * math.prod(np.broadcast_shapes(*map(tuple, shapes)))
 
 
 def count_filters(model: nn.Module) -> int:

@@ -16,7 +16,7 @@ class TraceError(PruningError):
     """The network cannot be traced; the message names the line of the user's code and what to do.
 
     Attributes:
-        in_forward: The forward pass itself could not be followed; parts of the network may be traced all the same.
+        in_forward: The forward pass itself could not be followed; submodules may still be traceable.
     """
 
     def __init__(self, message: str, in_forward: bool = False) -> None:
@@ -25,7 +25,7 @@ class TraceError(PruningError):
 
 
 class PlanError(PruningError, ValueError):
-    """A plan does not fit the network it is applied to, or asks for something impossible."""
+    """A plan does not fit the network it is applied to, or cannot be carried out."""
 
 
 class ArgumentError(PlanError):
@@ -45,4 +45,4 @@ class VerificationError(PruningError):
 
 
 class PruningWarning(UserWarning):
-    """Something was left out or reset that the user may want to know of."""
+    """The package skipped or reset something that the user may want to know about."""

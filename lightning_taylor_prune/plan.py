@@ -1,4 +1,4 @@
-"""Immutable data: what to cut, and how an axis of a tensor shrinks."""
+"""Immutable data: which units to remove, and which positions on each axis of a tensor are kept."""
 
 from __future__ import annotations
 
@@ -40,13 +40,12 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class PruningPlan:
-    """What is removed from the network: computed, checked, then applied all or nothing.
+    """What to remove from a network; :func:`~lightning_taylor_prune.pruning.prune.prune_` removes all of it or nothing.
 
     Attributes:
         removed: Group name -> positions of the units to remove, within that group, sorted.
         cuts: The same for every axis of every parameter and buffer concerned.
-        groups: The groups that the plan was made from: with them
-            :func:`~lightning_taylor_prune.pruning.prune.prune_` verifies the outcome.
+        groups: The groups that the plan was made from, with which the outcome is verified.
     """
 
     removed: Mapping[str, tuple[int, ...]]

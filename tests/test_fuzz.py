@@ -39,7 +39,7 @@ def analysed(network: nn.Module) -> tuple[nn.Module, ChannelGroups]:
 
 
 def without(units: Mapping[str, Sequence[int]], gone: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-    """Return what is left of ``units`` as it is numbered after ``gone`` has left."""
+    """Return the other ``units``, as they are numbered after ``gone`` is removed."""
     rest = {name: sorted(set(chosen) - set(gone[name])) for name, chosen in units.items()}
     return {name: [u - sum(g < u for g in gone[name]) for u in chosen] for name, chosen in rest.items()}
 
@@ -96,7 +96,7 @@ def test_every_block_can_be_pruned_around(name: str, data: st.DataObject) -> Non
 
 
 def test_masking_a_reader_is_seen() -> None:
-    """The oracle can fail: another unit masked than the one that leaves gives another network."""
+    """The oracle can fail: masking another unit than the one that is removed gives another network."""
     network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3))
     network, groups = analysed(network)
     masked = mask_readers_(copy.deepcopy(network), groups.plan({"0": [1]}))

@@ -46,7 +46,7 @@ def test_an_empty_plan_is_false(groups: ChannelGroups, nothing: Mapping[str, Seq
         ({"conv9": [1]}, r"no group `conv9`; the groups are 0, 3"),
         ({"0": [2, 10]}, r"`0` has the channels 0 ... 9, but the plan removes \(2, 10\)"),
         ({"0": [-1]}, r"`0` has the channels 0 ... 9, but the plan removes \(-1,\)"),
-        ({"0": list(range(10))}, r"removes all 10 channels of group `0`; one must stay"),
+        ({"0": list(range(10))}, r"removes all 10 channels of group `0`; at least one must be kept"),
     ],
     ids=["missing_group", "too_large", "negative", "all"],
 )
@@ -62,7 +62,7 @@ def test_cuts_come_tensor_by_tensor(groups: ChannelGroups) -> None:
     assert {name: [c.dim for c in cuts] for name, cuts in plan.by_tensor()}["3.weight"] == [0, 1]
 
 
-def test_what_stays_cannot_be_written_to(groups: ChannelGroups) -> None:
+def test_kept_positions_cannot_be_written_to(groups: ChannelGroups) -> None:
     (cut, *_) = groups.plan({"0": [1]}).cuts
     with pytest.raises(ValueError, match="read-only"):
         cut.keep[0] = 5
@@ -90,7 +90,7 @@ def test_a_digest_depends_on_tensor_axis_and_size(groups: ChannelGroups) -> None
 
 
 @given(UNITS)
-def test_groups_after_a_plan_hold_what_is_left(groups: ChannelGroups, removed: dict[str, set[int]]) -> None:
+def test_groups_after_a_plan_hold_the_kept_units(groups: ChannelGroups, removed: dict[str, set[int]]) -> None:
     plan = groups.plan({name: sorted(units) for name, units in removed.items()})
     after = groups.after(plan)
     assert {g.name: g.num_channels for g in after} == {g.name: g.num_channels - len(removed[g.name]) for g in groups}

@@ -1,7 +1,7 @@
 """Every classification network of torchvision: grouped, pruned by 30 % everywhere, equal to its masked self, trained.
 
 No network is held twice: what masking zeroes is just what pruning removes, so one and the same network is masked, run,
-pruned and run again. Weights are filled cheaply, networks above 100 M parameters stay in float32, and the two giants
+pruned and run again. Weights are filled cheaply, networks above 100 M parameters are run in float32, and the two giants
 of more than 600 M wait for each other: a process peaks below 6 GiB.
 """
 

@@ -1,4 +1,4 @@
-"""What is known of a network, whatever is removed from it later."""
+"""What is known of a network, whichever channels are removed later."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Analysis:
     Attributes:
         structure: Every size in the network as a count of labels that are kept.
         families: The units that can be removed, sorted into groups.
-        changes: What must change in modules beyond their tensors.
-        dry_run: Runs the network's code at other shapes, and remembers what it has run already.
+        changes: What must change in modules, in addition to their tensors.
+        dry_run: Runs the network's code at other shapes, and stores the results of operators.
         calls: How the network, or each of the submodules that are analysed in its place, is called.
     """
 

@@ -1,4 +1,4 @@
-"""The place of an operator's call within a module's run, and the same place in other modules of the class."""
+"""The place of an operator's call within a module's run, and the same place in other modules of its class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_taylor_prune.tracing.recorder import Trace
 
 @dataclass(frozen=True)
 class CallPlace:
-    """Which call it is, while a module runs: the same place means the same thing in all modules of a class.
+    """Identifies a call of an operator while a module runs; in all modules of a class it stands for the same code.
 
     Attributes:
         target: The operator.

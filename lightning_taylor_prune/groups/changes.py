@@ -1,4 +1,4 @@
-"""What must change in modules beyond their tensors when channels are removed: learnt of a network, then frozen."""
+"""What must change in modules, in addition to their tensors, when channels are removed."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class SizeRule(NamedTuple):
 
 @dataclass(frozen=True)
 class CodeChanges:
-    """Integers in attributes, and numbers in code, that follow the channels.
+    """Integers in attributes and in code that must change when channels are removed.
 
     Attributes:
-        size_rules: Integers held by modules that no registered update knows.
+        size_rules: Integers in attributes of modules, for which no update is registered.
         rewritten: Names of the modules that get a generated `forward`, so that integers in their code can follow.
     """
 
@@ -59,7 +59,7 @@ class CodeChanges:
         return replace(self, size_rules=tuple(rule for rule in self.size_rules if structure.has(rule.follows)))
 
     def updates(self, root: nn.Module, structure: Structure, counts: Sequence[int]) -> list[AttributeUpdate]:
-        """Return the integers at their values for these counts; rewritten modules must be so by now."""
+        """Return updates that set the integers for these counts; modules to rewrite must be rewritten already."""
         wanted: dict[str, dict[str, int]] = {}
         for rule in self.size_rules:
             value = rule.value(structure, counts)

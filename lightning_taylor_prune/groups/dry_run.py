@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NoReturn
@@ -30,11 +30,11 @@ from lightning_taylor_prune.tracing.tensors import memory_format_of, memory_of
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where the network's code did something else than predicted.
+    """Where the network's code did not do what was predicted.
 
     Attributes:
         site: Number of the trace, and position of the operator in it.
-        message: What was expected and what came, with the source line.
+        message: What was expected and what the code did, with the source line.
         modules: The modules whose code was running, the innermost first.
         lines: Files and lines that were being executed, the innermost first.
         numbers: Integer arguments that the operator was called with.
@@ -54,7 +54,7 @@ class _DivergedError(Exception):
 class DryRun:
     """Runs a network's code at the shapes that a cut leads to, without data, and compares operator by operator.
 
-    What was run before is remembered: few shapes change from one cut to the next.
+    Results of operators are stored and used again: few shapes change from one cut to the next.
 
     Args:
         traces: The traces of the network, as they were recorded.
@@ -73,7 +73,7 @@ class DryRun:
         Args:
             root: The network as it is now.
             structure: Its structure, made from the traces.
-            changes: What changes in its modules beyond their tensors.
+            changes: What changes in its modules, in addition to their tensors.
             kept: Which labels are kept after the cut.
             cuts: The cuts that lead there from the network as it is now.
 
@@ -82,7 +82,7 @@ class DryRun:
         """
         counts = structure.counts(kept)
         with (
-            _no_complaints(),
+            _no_torch_logs(),
             rewritten(root, changes.rewritten),
             patched([*attribute_updates(root, cuts), *changes.updates(root, structure, counts)]),
         ):
@@ -93,7 +93,7 @@ class DryRun:
         return None
 
     def _cut_tensors(self, number: int, structure: Structure, counts: Sequence[int]) -> dict[str, Tensor]:
-        """Return the fake tensors of a trace at their predicted shapes; tied ones stay one object."""
+        """Return the fake tensors of a trace at their predicted shapes; tied tensors are the same object."""
         trace, known = self._traces[number], self._tensors[number]
         fakes: dict[int, Tensor] = {}
         for name, rule in structure.tensors.items():
@@ -106,8 +106,8 @@ class DryRun:
 
 
 @contextlib.contextmanager
-def _no_complaints() -> Iterator[None]:
-    """Hold back what torch logs of an operator that does not take its operands: here that is a finding, not a fault."""
+def _no_torch_logs() -> Iterator[None]:
+    """Silence what torch logs when an operator rejects its operands: a dry run reports that as a divergence."""
     log = logging.getLogger(FakeTensor.__module__)
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
@@ -118,7 +118,7 @@ def _no_complaints() -> Iterator[None]:
 
 
 def _resized(trace: Trace, old: Tensor, shape: tuple[int, ...]) -> Tensor:
-    # Around the dispatcher: `torch.empty` under the fake mode takes ten times as long.
+    # Without the dispatcher: `torch.empty` under the fake mode takes ten times as long.
     data = torch.empty(shape, dtype=old.dtype, device="meta", memory_format=memory_format_of(old))
     return FakeTensor(trace.mode, data, old.device).requires_grad_(old.requires_grad)
 
@@ -134,10 +134,10 @@ class _Check:
         self._number = number
         self._counts = counts
         self._rules = structure.results[number]
-        self._expectations: Mapping[int, Sequence[Any]] = structure.expectations[number]
+        self._expectations = structure.expectations[number]
         self._index = 0
         self._found: str | None = None
-        self._arguments: Any = ()
+        self._arguments: tuple[Any, ...] = ()
 
     def run(self, root: nn.Module, trace: Trace, tensors: Mapping[str, Tensor]) -> Divergence | None:
         """Run the network's code and return the first disagreement."""
@@ -145,17 +145,17 @@ class _Check:
             run(root, trace, tensors, self._on_call)
         except _DivergedError as error:
             return self._divergence(self._found or str(error), error)
-        except Exception as error:  # whatever the network's code raises at these shapes is the finding
+        except Exception as error:  # the network's code may raise anything at these shapes, and that is the result
             operator = operator_name(self._ops[self._index].target) if self._index < len(self._ops) else "at its end"
             text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            message = f"the network's code fails if they leave: {text} ({operator}, {user_line(error)})"
+            message = f"the network's code fails once they are removed: {text} ({operator}, {user_line(error)})"
             return self._divergence(self._found or message, error)
-        if self._found is not None:  # the network's code swallowed the exception
+        if self._found is not None:  # the network's code has caught the exception
             return self._divergence(self._found)
         while self._passes_unchanged(self._index):
             self._index += 1
         if self._index < len(self._ops):
-            return self._divergence("the network's code takes another path if they leave")
+            return self._divergence("the network's code takes another path once they are removed")
         return None
 
     def _divergence(self, message: str, error: BaseException | None = None) -> Divergence:
@@ -172,10 +172,8 @@ class _Check:
         index = self._index
         expected: Any = self._ops[index].target if index < len(self._ops) else None
         if expected is not func:
-            before = f"({describe_operator(self._ops[index])})" if expected is not None else "(after the last operator)"
-            self._fail(
-                f"the network's code calls {operator_name(func)} if they leave, where it did something else {before}"
-            )
+            before = describe_operator(self._ops[index]) if expected is not None else "the end of its run"
+            self._fail(f"the network's code calls {operator_name(func)} once they are removed, in place of ({before})")
         self._compare_numbers(self._ops[index], args, kwargs)
         for expected in self._expectations.get(index, ()):
             actual, predicted = expected.expectation.argument(*args, **kwargs), expected.value(self._counts)
@@ -189,7 +187,7 @@ class _Check:
         return result
 
     def _result(self, index: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator; called with the very same operands as last time, it gives the same tensors again."""
+        """Run an operator; called with the same operands as last time, return the same tensors again."""
         grad = torch.is_grad_enabled()
         last = self._results.get(index)
         if last is not None and last.fits(func, grad, args, kwargs):
@@ -199,16 +197,16 @@ class _Check:
         return result
 
     def _passes_unchanged(self, index: int) -> bool:
-        """Whether an operator only lays its operand out in memory, which an axis of size 1 may make needless."""
+        """Whether an operator only changes the memory layout, and so may be absent when an axis has size 1."""
         return index < len(self._ops) and self._ops[index].target in _UNCHANGED
 
     def _compare_numbers(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A number that takes part in the arithmetic must not follow the channels, or the values would change."""
+        """Fail if a number in the arithmetic depends on how many channels there are: then the values would change."""
         for name in _operands(node.target):
             before, now = (_argument(name, *given) for given in ((node.args, node.kwargs), (args, kwargs)))
             if isinstance(now, (int, float)) and isinstance(before, (int, float)) and now != before:
                 self._fail(
-                    f"the network's code computes with a number that follows them: {now} where it was {before} "
+                    f"the network's code computes with a size: expected the number {before} after pruning, got {now} "
                     f"({describe_operator(node)})"
                 )
 
@@ -218,14 +216,14 @@ class _Check:
 
     def _describe(self, what: str, predicted: Any, actual: Any) -> str:
         return (
-            f"the network's code keeps a size: {what} {actual} where {predicted} is needed "
+            f"forward() hard-codes a size: expected {what} {predicted} after pruning, got {actual} "
             f"({describe_operator(self._ops[self._index])})"
         )
 
 
 @dataclass(frozen=True)
 class _RecordedCall:
-    """One call of an operator on fake tensors, and what came of it."""
+    """One call of an operator on fake tensors, and its result."""
 
     func: Any
     grad: bool
@@ -235,7 +233,7 @@ class _RecordedCall:
     layouts: list[Any]
 
     def fits(self, func: Any, grad: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a call is the same one, and nothing has changed the shapes of its results in place since."""
+        """Whether a call is the same one, and no operator has changed the shapes of its results in place since."""
         called_alike = self.func is func and self.grad == grad and _same(self.args, args) and _same(self.kwargs, kwargs)
         return called_alike and _layouts(self.result) == self.layouts
 
@@ -245,7 +243,7 @@ def _layouts(result: Any) -> list[Any]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether arguments are equal, tensors in them the same objects, or the same memory laid out alike."""
+    """Whether arguments are equal; tensors are if they are the same memory with the same layout."""
     if a is b:
         return True
     if type(a) is not type(b):
@@ -272,7 +270,7 @@ def _frames(error: BaseException | None) -> tuple[tuple[nn.Module, ...], tuple[s
 
 
 def _batch_norm(x: Tensor, *vectors: Any, **kwargs: Any) -> Tensor:
-    """Batch normalisation on fake tensors, without the decomposition that takes most of a verification's time.
+    """Batch normalisation on fake tensors, without its decomposition, which would take most of the time.
 
     Raises:
         RuntimeError: A parameter or statistic does not have one number per channel.
@@ -285,12 +283,12 @@ def _batch_norm(x: Tensor, *vectors: Any, **kwargs: Any) -> Tensor:
 
 _UNCHANGED = frozenset({torch.ops.aten.contiguous.default})
 
-_SHORT_CUTS: dict[Any, Any] = {torch.ops.aten.batch_norm.default: _batch_norm}
+_SHORT_CUTS: dict[Any, Callable[..., Tensor]] = {torch.ops.aten.batch_norm.default: _batch_norm}
 
 
 @cache
 def _operands(func: Any) -> tuple[tuple[int, str], ...]:
-    """Return position and name of an operator's arguments that may be numbers it computes with, not sizes or axes."""
+    """Return position and name of the arguments that may be numbers in the arithmetic, not sizes or axes."""
     arguments = func._schema.arguments if hasattr(func, "_schema") else ()
     computed = ("Tensor", "number", "float")
     return tuple(

@@ -1,4 +1,4 @@
-"""Units that can be removed, sorted into families, and what is locked."""
+"""The units that can be removed, sorted into families, and the channels that are locked."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def find_families(structure: Structure) -> tuple[Family, ...]:
 
 
 def _prunable(structure: Structure) -> KeepMask:
-    """Return, by root, what is not locked and is written or read by some weight."""
+    """Return which roots are not locked, and are written or read by some weight."""
     propagation = structure.propagation
     prunable = np.zeros(len(propagation.roots), dtype=bool)
     for number in {*propagation.readers, *propagation.writers}:

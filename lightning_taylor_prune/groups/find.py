@@ -1,4 +1,4 @@
-"""Analyse a network until its own code agrees with what is predicted of every cut."""
+"""Analyse a network until its own code agrees with what is predicted for every trial cut."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ def find_groups(
 ) -> ChannelGroups:
     """Find which channels of a network can be removed, and which must be removed together.
 
-    The network is run on fake tensors, in training and in evaluation mode; nothing is computed, and it comes out
-    untouched. One that depends on the values of tensors (a detector, say) is run for real once, and the parts of it
-    that do not are analysed: backbone and heads.
+    The network is run on fake tensors, in training and in evaluation mode; nothing is computed, and it is
+    unchanged afterwards. A network that depends on the values of tensors (a detector, say) is run once with real
+    values, and those of its submodules that do not depend on them are analysed: backbone and heads.
 
     Args:
         model: Any network.
         example_inputs: A tensor, or a tuple of positional arguments (tensors nested as the network takes them).
         example_kwargs: Keyword arguments.
         rewrite_hard_coded: Where a module's own code holds sizes as numbers (``view(-1, 64)``, ``x[:, :8]``), let
-            :func:`~lightning_taylor_prune.pruning.prune.prune_` give that module a generated `forward` in which they
-            follow what is removed; by default such channels are locked. Class, parameters, hooks and the keys of the
-            state dict stay as they are.
+            :func:`~lightning_taylor_prune.pruning.prune.prune_` give that module a generated `forward` in which these
+            numbers change with pruning; by default such channels are locked. Class, parameters, hooks and the keys of
+            the state dict do not change.
 
     Returns:
         The groups, and in ``groups.locked`` what cannot be pruned, with the reason.
 
     Raises:
-        TraceError: The network cannot be run on fake tensors, nor any part of it from which something can be removed.
+        TraceError: The network cannot be run on fake tensors, and no submodule that can be has removable channels.
 
     Example:
         >>> import torch
@@ -112,9 +112,9 @@ def groups_of_calls(
     Args:
         model: The network.
         calls: How it is called.
-        shapes: Shapes of its parameters and buffers, where the groups are to be those of the network as it was.
+        shapes: Shapes of its parameters and buffers before it was pruned, to find the groups of that network.
         rewrite_hard_coded: As in :func:`find_groups`.
-        fixed: Names of parameters and buffers that must stay as they are, since they are used outside of the calls.
+        fixed: Names of parameters and buffers that must keep their shapes, as they are used outside of the calls.
     """
     traces = [t for call in calls for t in _trace_both_modes(model, call, shapes)]
     search = _Search(model, calls, traces, rewrite_hard_coded, fixed)
@@ -128,15 +128,15 @@ Outcome = tuple[ChannelGroups, Contradiction | None]
 
 _TIES_TRIED = 8
 _PATIENCE = 6
-"""Contradictions on lines of their own taken one by one; from then on, and where a line contradicts in a second module,
-every operator on it is treated alike."""
+"""How many contradictions are handled for one operator only. After that, or if the same line contradicts in a second
+module, all calls of the operator on that line are handled at once."""
 
 
 class _Search:
     """Runs traces on labels until the network's code agrees with what is predicted.
 
-    What is known of the network grows from round to round: rules that its code contradicted, axes that are tied, and
-    changes of its code.
+    In every round more becomes known of the network: rules that its code contradicts, axes that are tied, and changes
+    of its code.
     """
 
     def __init__(
@@ -158,13 +158,13 @@ class _Search:
         self._could_follow: dict[tuple[str, ...], bool] = {}
 
     def settle(self, ties: Sequence[Tie] = ()) -> Outcome:
-        """Propagate labels with more ties and try the outcome; what was learnt of the code so far is kept."""
+        """Propagate labels with more ties and try the outcome, with all changes of the code that are known so far."""
         structure = Structure.of(propagate(self._traces, self._rejected, (*self._ties, *ties), self._fixed))
         groups = ChannelGroups(Analysis.of(structure, self._changes, self._dry_run, self._calls))
         return try_cuts(self._model, groups, self._rewrite)
 
     def tie(self, found: Contradiction) -> Outcome | None:
-        """Tie axes of which the code takes one's size for the other's, if that gets it further and keeps a choice."""
+        """Tie axes of which the code mixes up the sizes, if it then gets further and some channels remain removable."""
         self._changes = found.trial.groups.analysis.changes
         site = found.divergence.site
         place = found.divergence.lines, self._times_rejected(site)
@@ -176,7 +176,7 @@ class _Search:
             if further and keeps_a_choice(groups.structure, ties[0]):
                 self._ties += tuple(ties)
                 return groups, now
-        self._untied.add(place)  # nor will ties help where other modules run the same lines
+        self._untied.add(place)  # ties will not help either where other modules run the same lines
         return None
 
     def _times_rejected(self, site: Site) -> int:
@@ -187,21 +187,21 @@ class _Search:
         return rules is not None and self._times_rejected(site) < len(rules.fallbacks)
 
     def reject(self, found: Contradiction) -> Outcome:
-        """Have the next rule of the operator tried, or lock what it touches."""
+        """Try the next rule of the operator, or lock the channels that it uses."""
         self._rounds += 1
         divergence = found.divergence
         elsewhere = sites_on_the_line_of(self._traces, divergence.site) - {divergence.site}
         widely = self._rounds > _PATIENCE or any(site in self._rejected for site in elsewhere)
         message = divergence.message
         if not self._rewrite and self._could_be_rewritten(found):
-            message += "; `rewrite_hard_coded=True` would free them"
+            message += "; `rewrite_hard_coded=True` would make them prunable"
         site = _nearest_prunable(found.trial.groups, divergence.site)
         for same in {site, *sites_on_the_line_of(self._traces, site)} if widely else {site}:
             self._rejected[same] = Rejection(self._times_rejected(same) + 1, message)
         return self.settle()
 
     def _could_be_rewritten(self, found: Contradiction) -> bool:
-        """Whether sizes in the code that was running could follow; asked once for all modules that run these lines."""
+        """Whether rewriting the running code would help; inferred once for all modules that run the same lines."""
         lines = found.divergence.lines
         if lines not in self._could_follow:
             self._could_follow[lines] = bool(find_rewriting(found.trial, found.divergence)[1])
@@ -211,17 +211,17 @@ class _Search:
 def try_cuts(model: nn.Module, groups: ChannelGroups, rewrite: bool) -> Outcome:
     """Try cuts of several patterns; return the first contradiction of the network's code.
 
-    Where it goes away by letting integers that modules hold follow the channels, they do so in the groups returned.
+    A contradiction may vanish when integers that modules hold change with the channels: the groups returned do so.
     """
-    learnt = True
-    while learnt:  # what one pattern teaches must hold for the others too
-        learnt = False
+    inferred = True
+    while inferred:  # what is inferred from one pattern must hold for the others too
+        inferred = False
         for removed in trial_cuts(groups):
             while (found := _contradiction(model, groups, removed)) is not None:
                 changes = _changes_for(found, rewrite)
                 if changes is None:
                     return groups, found
-                groups, learnt = groups.with_changes(changes), True
+                groups, inferred = groups.with_changes(changes), True
     return groups, None
 
 
@@ -234,7 +234,7 @@ def _contradiction(
 
 
 def _changes_for(found: Contradiction, rewrite: bool) -> CodeChanges | None:
-    """Return what must change in modules for the code to get further, if anything helps."""
+    """Return the changes of modules with which the code gets further, or ``None`` if no changes help."""
     changes = found.trial.groups.analysis.changes
     names: tuple[str, ...] = ()
     rules = find_size_rules(found.trial, found.divergence)
@@ -244,7 +244,7 @@ def _changes_for(found: Contradiction, rewrite: bool) -> CodeChanges | None:
 
 
 def _trace_both_modes(model: nn.Module, call: Call, shapes: Mapping[str, tuple[int, ...]] | None) -> list[Trace]:
-    """Trace as the network is, and in the other mode too where that runs other operators (auxiliary heads, say)."""
+    """Trace in the present mode, and also in the other one if that runs other operators (auxiliary heads, say)."""
     flags = training_flags(model)
     first = trace(model, call, flags, shapes)
     other = not flags[call.module]
@@ -261,7 +261,7 @@ def _trace_both_modes(model: nn.Module, call: Call, shapes: Mapping[str, tuple[i
 
 
 def _nearest_prunable(groups: ChannelGroups, site: Site) -> Site:
-    """Return the nearest operator that touches channels which can be removed: those before come first."""
+    """Return the nearest operator that uses channels which can be removed, earlier operators first."""
     structure = groups.structure
     prunable = np.zeros(len(structure.propagation.roots), dtype=bool)
     prunable[groups.unit_roots] = True

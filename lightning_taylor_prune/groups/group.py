@@ -22,7 +22,7 @@ class Slice:
         tensor: Qualified name of the parameter or buffer.
         dim: The axis.
         role: ``"writer"`` (a weight whose output axis this is), ``"reader"`` (a weight whose input axis it is) or
-            ``"affine"`` (anything that rides along: bias, normalisation, statistics).
+            ``"affine"`` (any other tensor with these channels: bias, normalisation, statistics).
         positions: Positions on the axis, int64, shape ``[positions]``.
         units: The group's unit at each of them, same shape.
     """
@@ -46,7 +46,7 @@ class LockedChannels:
 class ChannelGroup:
     """A family of units that share the same parameter axes: a layer's channels, or a residual stream's.
 
-    A *unit* is the smallest thing that can be removed: mostly one channel with all that reads and writes it.
+    A *unit* is the smallest thing that can be removed: usually one channel, with all weights that read and write it.
 
     Attributes:
         name: Name of the layer that writes the channels first.

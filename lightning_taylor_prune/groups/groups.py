@@ -30,7 +30,7 @@ class ChannelGroups:
     Immutable: after a cut, :meth:`after` describes the network as it is then.
 
     Attributes:
-        analysis: What is known of the network, whatever has been removed from it.
+        analysis: What is known of the network, whichever channels have been removed.
         kept: Which labels are kept, bool, shape ``[labels]``.
         num_units: Number of units over all groups.
     """
@@ -189,7 +189,7 @@ class ChannelGroups:
             removed: Group name -> positions of the units to remove, ``0 ... num_channels - 1`` as they stand now.
 
         Raises:
-            PlanError: A group or position does not exist, or a group would be left empty.
+            PlanError: A group or position does not exist, or a group would have no channels.
         """
         chosen = {name: tuple(sorted({int(u) for u in units})) for name, units in removed.items() if len(units)}
         kept = self.kept.copy()
@@ -200,7 +200,9 @@ class ChannelGroups:
                     f"Group `{name}` has the channels 0 ... {group.num_channels - 1}, but the plan removes {units}."
                 )
             if len(units) == group.num_channels:
-                raise PlanError(f"The plan removes all {len(units)} channels of group `{name}`; one must stay.")
+                raise PlanError(
+                    f"The plan removes all {len(units)} channels of group `{name}`; at least one must be kept."
+                )
             kept[group.roots[list(units)]] = False
         return PruningPlan(chosen, tuple(self._cuts(kept)), self)
 
@@ -228,7 +230,7 @@ class ChannelGroups:
         return ChannelGroups(self.analysis)
 
     def with_changes(self, changes: CodeChanges) -> ChannelGroups:
-        """Return the same groups, for modules that change in other ways beyond their tensors."""
+        """Return the same groups, with other changes of modules."""
         return ChannelGroups(replace(self.analysis, changes=changes), self.kept)
 
     def kept_units(self) -> dict[str, Indices]:
@@ -239,7 +241,7 @@ class ChannelGroups:
         """Return the groups of the network with only those of its original units; the inverse of :meth:`kept_units`.
 
         Raises:
-            PlanError: The groups are others than those that ``kept`` was made from.
+            PlanError: ``kept`` was made from other groups.
         """
         restricted = self.structure.everything()
         families = {family.name: family.roots for family in self.analysis.families}

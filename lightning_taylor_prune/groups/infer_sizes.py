@@ -1,8 +1,8 @@
-"""Find out which integers that modules hold must change when channels are removed.
+"""Infer which integers that modules hold must change when channels are removed.
 
-The dry run names the line that fails and the modules that were running. An integer of one of them that equals a size
-there, or is a multiple or fraction of it, is made to follow that size, or else one of a child that equals it; it is
-believed if the dry run then gets further.
+The dry run names the line that fails and the modules that were running. An integer of one of these modules that equals
+a nearby size, or is a multiple or fraction of it, is made to follow that size; or else an integer of a child module
+that equals it. The inference is accepted if the dry run then gets further.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from lightning_taylor_prune.groups.shapes import ArgumentRef, SizeRef
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.groups.trial import Trial
 from lightning_taylor_prune.labels.places import AxisRef
-from lightning_taylor_prune.modules.reads import noting_reads
+from lightning_taylor_prune.modules.reads import recording_reads
 from lightning_taylor_prune.modules.rewrite import is_rewritten, rewritten
 from lightning_taylor_prune.modules.sizes import find_sizes, has_size, holder_of, size_at
 
 _OPERATORS_BACK, _OPERATORS_AHEAD = 40, 10
 
 _DEPTH = 3
-"""How many integers may have to change together before the code gets past one operator."""
+"""How many integers are changed together, at most, for the code to get past one operator."""
 
 
 def find_size_rules(trial: Trial, divergence: Divergence) -> tuple[SizeRule, ...]:
-    """Return rules that let the network's code get past an operator at which it failed; none if there are none."""
+    """Return rules with which the network's code gets past an operator at which it failed; ``()`` if there are none."""
     return _search(trial, divergence, (), frozenset({_line(divergence)}), _DEPTH)
 
 
 def find_rewriting(trial: Trial, divergence: Divergence) -> tuple[tuple[str, ...], tuple[SizeRule, ...]]:
-    """Return the modules to rewrite, and rules for integers in their code, that let it get further; else nothing.
+    """Return modules to rewrite, and rules for integers in their code, with which it gets further; ``(), ()`` if none.
 
-    The innermost running module that can be rewritten is, with all of its class.
+    The innermost running module that can be rewritten is chosen, with all modules of its class.
     """
     for module in divergence.modules:
         names = tuple(name for name, other in trial.root.named_modules() if type(other) is type(module))
@@ -49,12 +49,12 @@ def find_rewriting(trial: Trial, divergence: Divergence) -> tuple[tuple[str, ...
 def _search(
     trial: Trial, stuck: Divergence, chosen: tuple[SizeRule, ...], seen: frozenset[str], depth: int
 ) -> tuple[SizeRule, ...]:
-    """Try rules, likeliest first; go on from one that only reaches another line before the same operator."""
+    """Try rules, the likeliest first; continue from those that only reach another line before the same operator."""
     further: list[tuple[tuple[SizeRule, ...], Divergence]] = []
     tried: set[tuple[str, str, int | None]] = set()
     for rule in _candidates(trial, stuck, chosen):
         if (effect := (rule.module, rule.path, trial.value(rule))) in tried:
-            continue  # another size has set it to this number, and the code got no further
+            continue  # a rule with another size gives the same number, and did not help
         tried.add(effect)
         alone = trial.run((*chosen, rule))
         if alone == stuck:
@@ -78,7 +78,7 @@ def _line(divergence: Divergence) -> str:
 def _candidates(trial: Trial, stuck: Divergence, chosen: Sequence[SizeRule]) -> Iterator[SizeRule]:
     """Yield rules for integers that running modules hold and read: equal to a size that changed, then proportional.
 
-    At last for those that code reads of a child which is not running (`self.block.hidden_size`), where they are equal.
+    Last come integers that the code reads from a child which is not running (`self.block.hidden_size`), if equal.
     """
     names = {id(module): name for name, module in trial.root.named_modules()}
     taken = {(r.module, r.path) for r in (*trial.groups.analysis.changes.size_rules, *chosen)}
@@ -87,7 +87,7 @@ def _candidates(trial: Trial, stuck: Divergence, chosen: Sequence[SizeRule]) -> 
     modules = [m for m in dict.fromkeys((*stuck.modules, *children)) if id(m) in names]
     held = [(m, path, value) for m in modules for path, value in find_sizes(m).items() if value >= 2]
     held = [(m, path, value) for m, path, value in held if (names[id(m)], path) not in taken]
-    with noting_reads((m, path) for m, path, _ in held) as read:
+    with recording_reads((m, path) for m, path, _ in held) as read:
         trial.run(chosen)
     held = [(m, path, value) for m, path, value in held if holder_of(m, path) in read]
     running, idle = ([h for h in held if (h[0] in stuck.modules) is there] for there in (True, False))
@@ -141,7 +141,7 @@ def _with_alike(trial: Trial, rule: SizeRule, chosen: Sequence[SizeRule]) -> Ite
 
 
 def _alike(trial: Trial, rule: SizeRule, chosen: Sequence[SizeRule]) -> Iterator[SizeRule]:
-    """Yield the rule for other modules of the class: each follows the size at the same place of its own run."""
+    """Yield the rule for other modules of the class: each uses the size at the same place of its own run."""
     structure, module = trial.structure, trial.root.get_submodule(rule.module)
     place = CallPlace.of(structure.propagation.traces[rule.follows.trace], rule.module, rule.follows.op)
     if place is None:

@@ -1,4 +1,4 @@
-"""Find out which axes the network's code takes the size of for another's: their channels are removed together."""
+"""Infer which axes are tied because the network's code uses the size of one for the other."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lightning_taylor_prune.labels.space import Field
 def find_ties(trial: Trial, divergence: Divergence) -> Iterator[tuple[Tie, ...]]:
     """Yield ties of axes that may explain why the network's code failed at an operator, the likeliest first.
 
-    The code computes a size from another axis than the one it should fit (``reshape(batch, length, x.shape[-1])``):
-    the positions of both must then be removed together. Each tie comes with the same one in all modules of the class.
+    The code computes a size from another axis than the one with that size (``reshape(batch, length, x.shape[-1])``):
+    positions of both must then be removed together. Each tie comes with the same tie in all modules of the class.
     """
     structure, (trace, op) = trial.structure, divergence.site
     counts, ops = trial.counts, structure.propagation.traces[trace].ops
@@ -56,11 +56,12 @@ def _roots_along(structure: Structure, ref: AxisRef) -> Field:
     labels = propagation.results[ref.trace][ref.op][ref.number].along(ref.axis)
     if labels is None:
         return np.empty(0, dtype=np.int64)
-    return propagation.roots[np.moveaxis(labels, ref.axis, -1).reshape(-1, labels.shape[ref.axis])[0]]
+    line: Field = np.moveaxis(labels, ref.axis, -1).reshape(-1, labels.shape[ref.axis])[0]
+    return propagation.roots[line]
 
 
 def _alike_ties(trial: Trial, divergence: Divergence, tie: Tie) -> Iterator[Tie]:
-    """Yield the tie at the same places of other modules of the innermost class whose run holds both."""
+    """Yield the tie at the same places of other modules; their class is the innermost that runs both operators."""
     names = {id(module): name for name, module in trial.root.named_modules()}
     structure = trial.structure
     for module in divergence.modules:

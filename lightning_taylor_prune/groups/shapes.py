@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -65,10 +66,10 @@ class AxisCounts:
         self._roots = roots
         self._arrays: list[Field] = []
         self._numbers: dict[int, tuple[int, int] | None] = {}
-        self._kept_alive: list[Field] = []
+        self._kept_arrays: list[Field] = []  # an id is only unique while its array exists
 
     def is_one_unit(self, labels: Field) -> bool:
-        """Whether all of an array's labels leave together, so that an axis of its own never shrinks."""
+        """Whether all labels of an array are removed together, so that an axis with these labels never shrinks."""
         roots = self._roots[labels]
         return bool((roots == roots[0]).all())
 
@@ -84,17 +85,16 @@ class AxisCounts:
 
     def shape_rule(self, value: Labels) -> ShapeRule:
         """Register the axes along which a value's fields still vary."""
-        found = (self._lookup(f, lambda f=f: self._varying_line(f)) for f in value.fields)  # type: ignore[misc]
+        found = (self._lookup(f, partial(self._varying_line, f)) for f in value.fields)
         return ShapeRule(value.shape, tuple(pair for pair in found if pair is not None))
 
-    def _lookup(self, labels: Field, make) -> tuple[int, int] | None:  # type: ignore[no-untyped-def]
+    def _lookup(self, labels: Field, make: Callable[[], tuple[int, Field] | None]) -> tuple[int, int] | None:
         if id(labels) not in self._numbers:
-            self._kept_alive.append(labels)
+            self._kept_arrays.append(labels)
             line = make()
             if line is not None:
                 self._arrays.append(line[1])
-                line = (line[0], len(self._arrays) - 1)
-            self._numbers[id(labels)] = line
+            self._numbers[id(labels)] = None if line is None else (line[0], len(self._arrays) - 1)
         return self._numbers[id(labels)]
 
     def _varying_line(self, labels: Field) -> tuple[int, Field] | None:

@@ -26,7 +26,7 @@ from lightning_taylor_prune.tracing.recorder import Trace
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """Rules for every shape in the network, whatever has been removed from it.
+    """Rules for every shape in the network, whichever channels have been removed.
 
     Attributes:
         propagation: What this was made from.
@@ -95,7 +95,8 @@ class Structure:
         """Return every registered count."""
         if not len(self.counted):
             return []
-        return np.add.reduceat(kept[self.counted], self.starts, dtype=np.int64).tolist()
+        counts: list[int] = np.add.reduceat(kept[self.counted], self.starts, dtype=np.int64).tolist()
+        return counts
 
     def tensor_shapes(self, kept: KeepMask) -> dict[str, Shape]:
         """Return the shape of every parameter and buffer, tied ones under their first name."""
@@ -103,7 +104,7 @@ class Structure:
         return {name: rule.apply(counts) for name, rule in self.tensors.items()}
 
     def has(self, ref: SizeRef) -> bool:
-        """Whether a size is there: what is expected of an argument depends on the rule of its operator."""
+        """Whether a size exists: which arguments have an expected value depends on the rule of their operator."""
         return isinstance(ref, AxisRef) or ref.number < len(self.expectations[ref.trace].get(ref.op, ()))
 
     def argument_roots(self) -> Iterator[Field]:
@@ -152,6 +153,6 @@ def _tensor_rules(propagation: Propagation, counts: AxisCounts) -> dict[str, Sha
 
 
 def _traces_of_one_run(traces: Sequence[Trace]) -> list[int]:
-    """Return the numbers of the traces that make up one run: the first, or every part in the first one's mode."""
+    """Return the numbers of the traces that make up one run: the first, or all submodules in its mode."""
     first = traces[0]
-    return [i for i, t in enumerate(traces) if t is first or (t.call.piece and t.training == first.training)]
+    return [i for i, t in enumerate(traces) if t is first or (t.call.is_submodule and t.training == first.training)]

@@ -1,4 +1,4 @@
-"""A cut that a network's code is tried with, and what the code contradicts of it."""
+"""A trial cut, and a contradiction between what is predicted for it and what the network's code does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_taylor_prune.plan import PruningPlan
 
 @dataclass(frozen=True)
 class Trial:
-    """A cut that a network's code is tried with.
+    """A cut with which the network's code is run, to see whether it does what is predicted.
 
     Attributes:
         root: The network.

@@ -1,4 +1,4 @@
-"""Cuts that a network's code is tried with before any plan is made."""
+"""Cuts with which the network's code is run before any plan is made."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lightning_taylor_prune.groups.groups import ChannelGroup, ChannelGroups
+from lightning_taylor_prune.groups.group import ChannelGroup
+from lightning_taylor_prune.groups.groups import ChannelGroups
 
 _KINDS_TRIED = 8
 """Kinds of units in a group that are tried one by one."""
 
 
 def trial_cuts(groups: ChannelGroups) -> Iterator[dict[str, Sequence[int]]]:
-    """Yield trial cuts that tell groups of one size apart: code that takes one's size for another's must not fit."""
+    """Yield trial cuts that tell groups of equal size apart: code that mixes up their sizes must fail."""
     places: dict[str, int] = {}
     peers: dict[int, int] = {}
     for group in groups:
@@ -34,7 +35,8 @@ def _one_of_each_kind(groups: ChannelGroups, group: ChannelGroup) -> list[int]:
     Halves of a stream that are sliced apart, say, may lose different numbers of channels with one unit and another.
     """
     kinds = groups.kinds_of_units[group.first_unit : group.first_unit + group.num_channels]
-    return np.sort(np.unique(kinds, return_index=True)[1]).tolist()
+    units: list[int] = np.sort(np.unique(kinds, return_index=True)[1]).tolist()
+    return units
 
 
 def _choices(size: int) -> int:
@@ -43,9 +45,9 @@ def _choices(size: int) -> int:
 
 
 def _about_a_third(place: int, size: int, digit: int) -> Sequence[int]:
-    """Choose positions, the last among them, so that no arithmetic in the code fits by chance.
+    """Choose positions, the last among them, so that no arithmetic in the code is right by chance.
 
-    The number is another for every group of the size: two digits of its place among them are shown, one a time.
+    Groups of equal size lose different numbers of positions: they depend on one of two digits of the group's place.
     """
     choices = _choices(size)
     shown = place // choices**digit % choices
@@ -55,8 +57,8 @@ def _about_a_third(place: int, size: int, digit: int) -> Sequence[int]:
 
 
 def _leading_odd_third(size: int) -> Sequence[int]:
-    """Choose an odd number of positions, all at the beginning: halves and quarters counted in the code do not fit.
+    """Choose an odd number of positions, all at the beginning: halves and quarters in the code are then wrong.
 
-    Of few positions half leave: what code rounds only shows when several do.
+    Of few positions half are removed: code that rounds is only noticed when several are.
     """
     return range(-(-size // 2) if size < 6 else size // 3 | 1)

@@ -14,7 +14,7 @@ class Site(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """What the network's own code said against an operator's rules: how many of them failed, and the last message."""
+    """How many of an operator's rules the network's own code contradicted, and the last message."""
 
     times: int
     message: str
@@ -40,9 +40,9 @@ class AxisRef(NamedTuple):
 
 
 class Tie(NamedTuple):
-    """Two axes whose positions are removed together, as the network's code takes the size of one for the other.
+    """Two axes whose positions are removed together, as the network's code uses the size of one for the other.
 
-    The first is as long as the second, or a multiple of it: then each of its blocks is tied.
+    The first is as long as the second, or a multiple of it: then each of its blocks is tied to the second.
     """
 
     axis: AxisRef

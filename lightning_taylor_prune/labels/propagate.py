@@ -23,18 +23,18 @@ from lightning_taylor_prune.tracing.recorder import Trace
 
 @dataclass(frozen=True, eq=False)
 class Propagation:
-    """The outcome of running traces on labels: what is tied, and what every operator's result carries.
+    """The outcome of running traces on labels: what is tied, and the labels of every result.
 
     Attributes:
         traces: The traces, one per way in which the network runs.
         axes: Every axis of every parameter and buffer, tied ones once.
-        roots: Root of every label: equal roots leave together. Shape ``[labels]``.
+        roots: Root of every label: positions with equal roots are removed together. Shape ``[labels]``.
         locked: Reason for every locked root.
         inexact: Sorted roots whose removal is not the same as zero.
         results: Per trace and operator, the labels of its results.
         touched: Per trace and operator, the labels of its operands and results.
-        readers: Numbers of the axes that consume channels.
-        writers: Numbers of the axes that produce channels, in the order of execution.
+        readers: Numbers of the parameter axes that read channels.
+        writers: Numbers of the parameter axes that write channels, in the order of execution.
         expectations: Integer arguments that must follow the labels.
         macs: Per trace and operator, its cost as (factor, fields).
         fixed: Names of parameters and buffers that keep their sizes, as they are also used outside of the traces.
@@ -64,8 +64,8 @@ def propagate(
 
     Args:
         traces: Traces of one network; they share its parameters.
-        rejected: Operators some of whose rules the network's code contradicted.
-        ties: Axes to tie beyond what the operators do.
+        rejected: Operators whose rules (some or all of them) the network's code contradicted.
+        ties: Axes to tie in addition to those that operators tie.
         fixed: Names of parameters and buffers that are also used outside of the traces.
     """
     space = LabelSpace()
@@ -75,7 +75,7 @@ def propagate(
         _apply_tie(space, runs, tie)
     for name in fixed:
         for f in parameters[name].fields:
-            space.lock(f, "is also used where the network cannot be traced")
+            space.lock(f, "is also used by code that cannot be traced")
     _lock_unused(space, traces, parameters)
     notes = [run.notes for run in runs]
     settle_rectangles(space, [r for n in notes for r in n.rectangles], [d for n in notes for d in n.deferred])
@@ -158,13 +158,13 @@ class _Run:
                 self._values[node] = self._placeholder(node, parameters)
             elif node.op == "call_function":
                 self._values[node] = self._call(node)
-                self._share_liveness(node)
+                self._depend_on_input(node)
             if isinstance(self._values.get(node), Labels):
                 self._sharing.setdefault(_storage_of(node), []).append(node)
-        why = f"leaves `{trace.call.module}`, around which the network cannot be traced"
+        why = f"is an output of `{trace.call.module}`, and the code that uses it cannot be traced"
         for node in trace.outputs:
             for f in self._values[node].fields:
-                space.lock(f, why if trace.call.piece else "is an output of the network")
+                space.lock(f, why if trace.call.is_submodule else "is an output of the network")
 
     @staticmethod
     def _placeholder(node: Node, parameters: Mapping[str, Labels]) -> Labels:
@@ -188,8 +188,8 @@ class _Run:
                 self._space.lock(f, rejection.message)
         return value
 
-    def _share_liveness(self, node: Node) -> None:
-        """What an operator has written to in place now depends on the input, and so do all views of it."""
+    def _depend_on_input(self, node: Node) -> None:
+        """Mark tensors that an operator changes in place, and all their views, as dependent on the network's input."""
         value = self._values[node]
         if not isinstance(value, Labels) or value.static:
             return
@@ -199,31 +199,33 @@ class _Run:
                     self._values[other] = replace(self._values[other], static=False, direct=False)
 
     def _apply(self, rule: Rule | None, ctx: RuleContext, args: Any, kwargs: Any) -> Any:
-        """Run the rule; where there is none, or it fails, lock what the operator touches."""
-        why = "meets an operator without a label rule"
+        """Run the rule; where there is none, or it fails, lock all labels of the operator."""
+        fault = ""
         if rule is not None:
             try:
                 value = rule(ctx, *args, **kwargs)
                 if [v.shape for v in find_labels(value)] == ctx.shapes:
                     return value
-                why = "meets an operator whose label rule predicts another shape"
+                fault = "predicts another shape"
             except Exception as error:  # a rule may not know every form of its operator: lock, say so, go on
-                why = f"meets an operator whose label rule failed: {type(error).__name__}: {error}"
+                fault = f"failed: {type(error).__name__}: {error}"
             name = operator_name(ctx.node.target)
-            warnings.warn(f"Label rule of `{name}`: {why}. Its channels are locked.", PruningWarning, stacklevel=2)
+            text = f"The label rule of operator `{name}` {fault}. The channels that it uses are locked."
+            warnings.warn(text, PruningWarning, stacklevel=2)
         operands = find_labels([args, kwargs])
+        why = f"is used by an operator {f'whose label rule {fault}' if fault else 'without a label rule'}"
         ctx.lock_all(operands, why)
         results = [Labels(shape, static=all(v.static for v in operands)) for shape in ctx.shapes]
         return results if isinstance(ctx.node.meta["val"], (tuple, list)) else results[0]
 
 
 def _apply_tie(space: LabelSpace, runs: Sequence[_Run], tie: Tie) -> None:
-    """Unite two axes position by position; where only one is tracked the other keeps its size, so lock."""
+    """Unite two axes position by position. If only one is tracked, lock it: the other one cannot shrink."""
     first, second = (runs[ref.trace].results[ref.op][ref.number].along(ref.axis) for ref in tie)
     if first is None or second is None:
         for labels in (first, second):
             if labels is not None:
-                space.lock(labels, "takes its size from an axis whose size is fixed")
+                space.lock(labels, "takes its size from an axis that cannot shrink")
         return
     longer, line = np.moveaxis(first, tie.axis.axis, -1), np.moveaxis(second, tie.follows.axis, -1)
     for axis in range(line.ndim - 1):
@@ -233,7 +235,7 @@ def _apply_tie(space: LabelSpace, runs: Sequence[_Run], tie: Tie) -> None:
 
 
 def _rules_of(node: Node) -> Sequence[Rule | None]:
-    """Return what to try for an operator, in order; nothing is known of one without a rule."""
+    """Return the rules to try for an operator, in order; ``None`` stands for an operator without rules."""
     found = find_rules(node.target)
     return [None] if found is None else found.in_order
 

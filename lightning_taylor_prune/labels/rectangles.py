@@ -23,7 +23,7 @@ def _settle(space: LabelSpace, rectangle: Rectangle) -> bool:
     free = sorted(set(varying) - set(rectangle.pinned), key=lambda axis: (-labels.shape[axis], axis))
     if not free:
         if varying:
-            space.lock(labels, f"is picked out by number ({rectangle.where})")
+            space.lock(labels, f"is selected by a fixed index ({rectangle.where})")
         return False
     chosen = free[min(rectangle.choice, len(free) - 1)]
     for axis in set(varying) - {chosen}:
@@ -32,7 +32,7 @@ def _settle(space: LabelSpace, rectangle: Rectangle) -> bool:
 
 
 def _settle_deferred(space: LabelSpace, entry: Deferred) -> bool:
-    """Tie a constant to the channels that it meets if these can be removed along its axes."""
+    """Tie a constant to the channels that it is combined with, if these can be removed along its axes."""
     labels, narrow = entry.labels, entry.narrow
     if set(space.varies(labels)) & set(axes_of(narrow)):
         if (space.find(labels) == space.find(narrow)).all():
@@ -40,5 +40,7 @@ def _settle_deferred(space: LabelSpace, entry: Deferred) -> bool:
         space.unite(labels, narrow)
         return True
     if space.varies(narrow):
-        space.lock(narrow, f"meets channels of which whole rows leave, across it ({entry.where})")
+        space.lock(
+            narrow, f"is combined with channels that can only be removed in whole rows across it ({entry.where})"
+        )
     return False

@@ -16,7 +16,7 @@ Field = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """What a tensor carries instead of numbers.
+    """The labels of a tensor.
 
     Attributes:
         shape: Shape of the tensor.
@@ -60,7 +60,7 @@ def on_axis(labels: Field, axis: int, ndim: int) -> Field:
 class LabelSpace:
     """Union-find over labels, with locks and flags; all operations take arrays.
 
-    A *component* is a set of united labels: positions that can only leave the network together.
+    A *component* is a set of united labels: positions that can only be removed together.
     """
 
     def __init__(self) -> None:
@@ -109,16 +109,16 @@ class LabelSpace:
         return first
 
     def lock(self, labels: Field, reason: str) -> None:
-        """Forbid the components of ``labels`` to leave, and remember why."""
+        """Forbid the removal of the components of ``labels``, and remember why."""
         self._locks.append((labels.ravel(), reason))
 
     def is_locked(self, labels: Field) -> bool:
-        """Whether all of these labels are locked by now, so that the axes they track keep their sizes."""
+        """Whether all of these labels are locked already, so that the axes they track keep their sizes."""
         locks = [np.unique(found) for found, _ in self._locks]
         return bool(locks) and bool(np.isin(self.find(labels), self.find(np.concatenate(locks))).all())
 
     def mark_inexact(self, labels: Field) -> None:
-        """Note that removing these components is not the same as setting them to zero."""
+        """Record that removing these components is not the same as setting them to zero."""
         self._inexact.append(labels.ravel())
 
     def varies(self, field: Field) -> tuple[int, ...]:
@@ -158,7 +158,7 @@ class LabelSpace:
         return tuple(merged)
 
     def _merge_pair(self, a: Field, b: Field) -> Field:
-        """Unite two overlapping fields; what is left varies along the axes that both have."""
+        """Unite two overlapping fields; the result varies along the axes that both have."""
         self.unite(a, b)
         for axis in set(axes_of(a)) - set(axes_of(b)):
             a = first_along(a, axis)

@@ -1,4 +1,4 @@
-"""Which attributes of modules are read while a network's code runs."""
+"""Record which attributes of modules are read while a network's code runs."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from lightning_taylor_prune.modules.sizes import resolve_path
 
 
 @contextlib.contextmanager
-def noting_reads(module_paths: Iterable[tuple[nn.Module, str]]) -> Iterator[set[tuple[int, str]]]:
-    """Note which attributes are read during a block; those that cannot be watched count as read.
+def recording_reads(module_paths: Iterable[tuple[nn.Module, str]]) -> Iterator[set[tuple[int, str]]]:
+    """Record which attributes are read during a block; those whose reads cannot be recorded count as read.
 
     Args:
         module_paths: Modules, and paths of integers that they hold.
 
     Yields:
-        What was read, as :func:`holder_of` says it.
+        The attributes that were read, as :func:`~lightning_taylor_prune.modules.sizes.holder_of` returns them.
     """
     read: set[tuple[int, str]] = set()
     with contextlib.ExitStack() as stack:
         for module, path in module_paths:
             owner, name, _ = resolve_path(module, path)
-            if not _watch(stack, type(owner), name, read):
+            if not _record_reads(stack, type(owner), name, read):
                 read.add((id(owner), name))
         yield read
 
 
-def _watch(stack: contextlib.ExitStack, cls: Any, name: str, read: set[tuple[int, str]]) -> bool:
-    """Put a descriptor before the instances' attribute; returns whether it is there."""
+def _record_reads(stack: contextlib.ExitStack, cls: type, name: str, read: set[tuple[int, str]]) -> bool:
+    """Put a descriptor on the class that records reads of an attribute; return whether that is possible."""
     if hasattr(cls, name):
-        return isinstance(getattr(cls, name), _Watched)
+        return isinstance(getattr(cls, name), _RecordedAttribute)
     try:
-        setattr(cls, name, _Watched(name, read))
-    except TypeError:  # built-in types do not let anyone
+        setattr(cls, name, _RecordedAttribute(name, read))
+    except TypeError:  # attributes of built-in types cannot be set
         return False
     stack.callback(delattr, cls, name)
     return True
 
 
-class _Watched:
-    """Reads and writes an attribute where instances hold it, and notes who was asked."""
+class _RecordedAttribute:
+    """A descriptor that reads and writes an attribute of its instances, and records which of them were read."""
 
     def __init__(self, name: str, read: set[tuple[int, str]]) -> None:
         self._name, self._read = name, read

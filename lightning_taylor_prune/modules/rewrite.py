@@ -1,7 +1,7 @@
-"""Give a module a `forward` whose integer constants lie in an attribute, so that they can follow what leaves.
+"""Give a module a `forward` whose integer constants are stored in an attribute, so that they can change with pruning.
 
-The module keeps its class, name, hooks, parameters and the keys of its state dict: only the instance gets a generated
-`forward`, and a list of integers that the generated code reads.
+The module keeps its class, name, hooks, parameters and the keys of its state dict. Only the instance gets a generated
+`forward`, and a list of integers that this code reads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _ChildrenAreLeaves(fx.Tracer):
 
 
 class _Imported(NamedTuple):
-    """A Python module that generated code refers to, by name: modules themselves cannot be pickled."""
+    """The name of a Python module that generated code uses: Python modules themselves cannot be pickled."""
 
     name: str
 
@@ -39,14 +39,14 @@ def _portable(globals_: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class RewrittenForward:
-    """The generated `forward` of one module; looks up parameters and children on the module at every call.
+    """The generated `forward` of one module; it reads parameters and children from the module at every call.
 
-    Copies and pickles with the module: it is rebuilt from its source.
+    It is copied and pickled with the module, and then compiled again from its source.
 
     Attributes:
         module: The module that it runs on.
         sources: Generated code by training flag.
-        globals: What the code refers to beyond the module (functions of torch), by training flag.
+        globals: Global names that the code uses (functions of torch), by training flag.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class RewrittenForward:
 
 
 def _rebuilt(sources: Mapping[bool, str], globals_: Mapping[bool, Mapping[str, Any]]) -> RewrittenForward:
-    """Make the object that pickle fills in; it refers to its module, which refers to it."""
+    """Return the object that pickle completes later: it refers to its module, and the module to it."""
     found = RewrittenForward.__new__(RewrittenForward)
     found.sources, found.globals = dict(sources), {k: dict(v) for k, v in globals_.items()}
     return found
@@ -97,8 +97,8 @@ def rewrite_(module: nn.Module) -> bool:
     """Give a module a generated `forward` that reads the integers of its code from an attribute, in place.
 
     Returns:
-        Whether that was possible, and there are any integers. Not so for code that :mod:`torch.fx` cannot follow
-        (control flow that depends on values), that takes ``*args`` or ``**kwargs``, or that makes tensors of its own.
+        Whether that was possible and the code has integers. It is impossible for code that :mod:`torch.fx` cannot
+        trace (control flow that depends on values), that takes ``*args`` or ``**kwargs``, or that creates tensors.
     """
     if "forward" in module.__dict__ or not _has_plain_signature(module):
         return False
@@ -107,7 +107,7 @@ def rewrite_(module: nn.Module) -> bool:
         return False
     integers = _take_out_integers(in_training, 0)
     others = _take_out_integers(copy.deepcopy(in_evaluation), 0)
-    if integers == others:  # the same code, or the same sizes in it: what one mode shows holds for the other
+    if integers == others:  # the same sizes in both modes: what is inferred in one mode holds for the other
         _take_out_integers(in_evaluation, 0)
     else:
         integers = [*integers, *_take_out_integers(in_evaluation, len(integers))]
@@ -121,14 +121,14 @@ def rewrite_(module: nn.Module) -> bool:
 
 
 def unrewrite_(module: nn.Module) -> None:
-    """Take :func:`rewrite_` back."""
+    """Undo :func:`rewrite_`."""
     del module.forward
     delattr(module, HELD)
 
 
 @contextlib.contextmanager
 def rewritten(root: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """Rewrite modules for the duration of a block, where they are not yet."""
+    """Rewrite modules for the duration of a block, except those that are rewritten already."""
     done = [module for name in names if not is_rewritten(module := root.get_submodule(name)) and rewrite_(module)]
     try:
         yield
@@ -143,12 +143,12 @@ def _has_plain_signature(module: nn.Module) -> bool:
 
 
 def _traced(module: nn.Module, training: bool) -> fx.Graph | None:
-    """Return the graph of a module's own code in one mode; ``None`` where fx cannot follow it."""
+    """Return the graph of a module's own code in one mode; ``None`` where torch.fx cannot trace it."""
     try:
-        with untouched(module):  # modules that cache what they compute would keep proxies
+        with untouched(module):  # modules with a cache would keep proxies in it
             module.__dict__["training"] = training
             graph = _ChildrenAreLeaves().trace(module)
-    except Exception:  # whatever the module's code does with a proxy that is no tensor
+    except Exception:  # the module's code may do anything with a proxy, which is not a tensor
         return None
     own = {name for name, _ in [*module.named_parameters(), *module.named_buffers(), *module.named_modules()]}
     constants = [n for n in graph.nodes if n.op == "get_attr" and n.target not in own]
@@ -156,7 +156,7 @@ def _traced(module: nn.Module, training: bool) -> fx.Graph | None:
 
 
 def _take_out_integers(graph: fx.Graph, offset: int) -> list[int]:
-    """Replace integers from 2 upwards by reads of the module's list, from ``offset`` on; returns them in order."""
+    """Replace all integers from 2 upwards by reads of the module's list, from ``offset`` on; return them in order."""
     integers: list[int] = []
     for node in list(graph.nodes):
         if node.op not in ("call_function", "call_method"):

@@ -1,4 +1,4 @@
-"""Sizes that modules hold in attributes which no registered update knows."""
+"""Sizes that modules hold in attributes for which no update is registered."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import nn
 from lightning_taylor_prune.modules.updates import AttributeUpdate, known_attributes
 
 MARK = "_sizes_that_follow_pruning"
-"""Attribute of a module that lists the paths of its attributes that a cut has changed by evidence."""
+"""Attribute of a module that lists the paths of its attributes which were inferred to follow a cut."""
 
 
 def find_sizes(module: nn.Module) -> dict[str, int]:
-    """Return every integer that a module holds, by path, but for what its registered update sets.
+    """Return every integer that a module holds, by path, except those that its registered update sets.
 
     A path is the name of an attribute, with the position in a tuple or list (``"sizes.0"``) or the name in a plain
     object (``"config.num_heads"``) after it.
@@ -43,7 +43,7 @@ def _integers(values: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _is_plain_object(value: Any) -> bool:
-    """Whether a value is a bag of settings, such as a configuration: no module, tensor, class or function."""
+    """Whether a value is an object with settings, such as a configuration: no module, tensor, class or function."""
     return (
         hasattr(value, "__dict__")
         and not isinstance(value, (nn.Module, torch.Tensor, type, dict))
@@ -89,7 +89,8 @@ def size_at(module: nn.Module, path: str) -> int:
     """Return the integer at a path."""
     owner, name, position = resolve_path(module, path)
     value = getattr(owner, name)
-    return value if position is None else value[position]
+    size: int = value if position is None else value[position]
+    return size
 
 
 def holder_of(module: nn.Module, path: str) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""What known modules hold about the shapes of their own parameters, and how it follows a cut."""
+"""Attributes of known modules that hold shapes of their parameters, and their values after a cut."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ModuleUpdate = Callable[[Any, Mapping[int, Cut]], dict[str, Any]]
 _UPDATES: dict[type[nn.Module], ModuleUpdate] = {}
 
 
-# Where a weight lives when a parametrization or a hook computes it.
+# Names of a weight, or of the tensor from which a parametrization or a hook computes it.
 _ALIASES = (
     "weight",
     "weight_orig",
@@ -78,8 +78,8 @@ def attribute_updates(root: nn.Module, cuts: Iterable[Cut]) -> list[AttributeUpd
 def attributes_for_shapes(root: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[AttributeUpdate]:
     """Return every attribute that must change when tensors take other shapes, smaller or larger.
 
-    Shapes do not tell how many groups a normalisation has left; what its label rule tries first is assumed. See
-    :func:`~lightning_taylor_prune.pruning.checkpoint.load_pruned` for what a Lightning checkpoint keeps beside shapes.
+    Shapes do not tell how many groups a normalisation keeps; the first choice of its label rule is assumed. What a
+    Lightning checkpoint stores besides shapes: :func:`~lightning_taylor_prune.pruning.checkpoint.load_pruned`.
     """
     cuts = []
     for name, shape in shapes.items():
@@ -140,15 +140,15 @@ def _kept(cuts: Mapping[int, Cut], dim: int, otherwise: int) -> int:
     return len(cuts[dim].keep) if dim in cuts else otherwise
 
 
-def _groups_left(module: _ConvNd, channels: int, before: int) -> int:
-    """Whole groups leave; the one group of an ordinary convolution stays."""
+def _groups_kept(module: _ConvNd, channels: int, before: int) -> int:
+    """Return how many whole groups are kept: always the only one of an ordinary convolution."""
     return 1 if module.groups == 1 else channels * module.groups // before
 
 
 @register_module_update(_ConvNd)
 def _convolution(module: _ConvNd, cuts: Mapping[int, Cut]) -> dict[str, Any]:
     out = _kept(cuts, 0, module.out_channels)
-    groups = _groups_left(module, out, module.out_channels)
+    groups = _groups_kept(module, out, module.out_channels)
     per_group = _kept(cuts, 1, module.in_channels // module.groups)
     return {"out_channels": out, "in_channels": groups * per_group, "groups": groups}
 
@@ -156,7 +156,7 @@ def _convolution(module: _ConvNd, cuts: Mapping[int, Cut]) -> dict[str, Any]:
 @register_module_update(_ConvTransposeNd)
 def _transposed_convolution(module: _ConvTransposeNd, cuts: Mapping[int, Cut]) -> dict[str, Any]:
     into = _kept(cuts, 0, module.in_channels)
-    groups = _groups_left(module, into, module.in_channels)
+    groups = _groups_kept(module, into, module.in_channels)
     per_group = _kept(cuts, 1, module.out_channels // module.groups)
     return {"in_channels": into, "out_channels": groups * per_group, "groups": groups}
 
@@ -176,20 +176,20 @@ def _running_norm(module: _NormBase, cuts: Mapping[int, Cut]) -> dict[str, Any]:
 
 @register_module_update(nn.GroupNorm)
 def _group_norm(module: nn.GroupNorm, cuts: Mapping[int, Cut]) -> dict[str, Any]:
-    """Whole groups have left where no group is left in part; else the same positions of every group have."""
+    """Infer from the kept positions whether whole groups were removed, or the same positions of every group."""
     if 0 not in cuts:
         return {"num_channels": module.num_channels, "num_groups": module.num_groups}
     per_group = module.num_channels // module.num_groups
     kept = len(cuts[0].keep)
-    left = np.bincount(cuts[0].keep // per_group)
-    whole = set(left.tolist()) <= {0, per_group}
+    kept_per_group = np.bincount(cuts[0].keep // per_group)
+    whole = set(kept_per_group.tolist()) <= {0, per_group}
     if not cuts[0].positions_known:
         whole = whole_groups_first(module.num_groups, per_group) if kept % module.num_groups == 0 else whole
     return {"num_channels": kept, "num_groups": kept // per_group if whole else module.num_groups}
 
 
 def whole_groups_first(groups: int, per_group: int) -> bool:
-    """Whether whole groups leave, rather than the same positions of every group: whichever gives the finer units."""
+    """Whether to remove whole groups first, or the same positions of every group: the choice with the smaller units."""
     return per_group <= groups
 
 

@@ -45,7 +45,7 @@ class OriginalNetwork:
         for rule in groups.analysis.changes.size_rules:
             attributes.setdefault(rule.module, {})[rule.path] = rule.original
         calls = encode_calls(groups.calls, device_of(model))
-        in_submodules = any(call.piece for call in groups.calls)
+        in_submodules = any(call.is_submodule for call in groups.calls)
         return OriginalNetwork(shapes_of(model), attributes, calls, groups.fixed, in_submodules)
 
     def find_groups(self, model: nn.Module, calls: Sequence[Call], rewrite_hard_coded: bool) -> ChannelGroups:

@@ -1,4 +1,4 @@
-"""How a network is called in training: its arguments, as shapes without data, and as plain data for checkpoints."""
+"""How a network is called in training: its arguments as fake tensors, and as plain data for checkpoints."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Call:
         args: Positional arguments; tensors in them may be real or fake.
         kwargs: Keyword arguments, likewise.
         autocast: Device type and dtype, if the call is made under autocast.
-        piece: The call is one of several that are traced in place of a network that cannot be traced as a whole.
+        is_submodule: The network cannot be traced as a whole; this call of a submodule is traced in its place.
     """
 
     module: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     autocast: tuple[str, torch.dtype] | None = None
-    piece: bool = False
+    is_submodule: bool = False
 
 
 def tree_fake(call: Call, mode: FakeTensorMode) -> Call:
-    """Return the call with its tensors replaced by fake ones, so that no memory is held."""
+    """Return the call with fake tensors in place of its tensors, so that it holds no memory."""
 
     def fake(tensor: Tensor) -> Tensor:
         if isinstance(tensor, torch._subclasses.FakeTensor):
@@ -57,7 +57,7 @@ def batch_size(call: Call) -> int:
 
 
 def current_autocast() -> tuple[str, torch.dtype] | None:
-    """Return device type and dtype of the autocast region that is active here, if any."""
+    """Return device type and dtype of the active autocast region, or ``None`` outside of autocast."""
     for device in ("cuda", "cpu", "mps", "xpu"):
         if torch.is_autocast_enabled(device):
             return device, torch.get_autocast_dtype(device)
@@ -65,20 +65,20 @@ def current_autocast() -> tuple[str, torch.dtype] | None:
 
 
 def encode_calls(calls: Sequence[Call], device: torch.device) -> list[dict[str, Any]] | None:
-    """Write calls down as plain data, for a checkpoint; ``None`` if their arguments hold other things than that.
+    """Return calls as plain data for a checkpoint, or ``None`` if an argument is neither a tensor nor plain data.
 
     Args:
         calls: The calls.
-        device: The network's device; tensors are noted to be there or on the CPU.
+        device: The network's device. Every tensor is recorded as being on this device or on the CPU.
     """
 
     def encode(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            there = leaf.device.type == device.type
-            return {_TENSOR: [list(leaf.shape), list(leaf.stride()), leaf.dtype, there, leaf.requires_grad]}
+            on_device = leaf.device.type == device.type
+            return {_TENSOR: [list(leaf.shape), list(leaf.stride()), leaf.dtype, on_device, leaf.requires_grad]}
         if leaf is None or isinstance(leaf, (bool, int, float, str, torch.dtype)):
             return leaf
-        raise TypeError(f"{type(leaf).__name__} is no plain data")
+        raise TypeError(f"{type(leaf).__name__} is not plain data")
 
     try:
         return [
@@ -87,7 +87,7 @@ def encode_calls(calls: Sequence[Call], device: torch.device) -> list[dict[str, 
                 "args": tree_map(encode, call.args),
                 "kwargs": tree_map(encode, dict(call.kwargs)),
                 "autocast": None if call.autocast is None else call.autocast[1],
-                "piece": call.piece,
+                "is_submodule": call.is_submodule,
             }
             for call in calls
         ]
@@ -96,13 +96,13 @@ def encode_calls(calls: Sequence[Call], device: torch.device) -> list[dict[str, 
 
 
 def decode_calls(encoded: Sequence[dict[str, Any]], device: torch.device) -> list[Call]:
-    """Read calls that :func:`encode_calls` wrote, their tensors fake and on the network's device now."""
+    """Return the calls that :func:`encode_calls` encoded, with fake tensors on the network's present device."""
 
     def decode(leaf: Any) -> Any:
         if not (isinstance(leaf, dict) and _TENSOR in leaf):
             return leaf
-        shape, stride, dtype, there, requires_grad = leaf[_TENSOR]
-        where = device if there else torch.device("cpu")
+        shape, stride, dtype, on_device, requires_grad = leaf[_TENSOR]
+        where = device if on_device else torch.device("cpu")
         with mode:
             return torch.empty_strided(shape, stride, dtype=dtype, device=where, requires_grad=requires_grad)
 
@@ -116,7 +116,7 @@ def decode_calls(encoded: Sequence[dict[str, Any]], device: torch.device) -> lis
             tuple(tree_map(decode, call["args"], is_leaf=is_leaf)),
             tree_map(decode, call["kwargs"], is_leaf=is_leaf),
             None if call["autocast"] is None else (device.type, call["autocast"]),
-            call.get("piece", False),
+            call["is_submodule"],
         )
         for call in encoded
     ]

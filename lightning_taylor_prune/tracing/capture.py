@@ -142,7 +142,7 @@ class _NoteUses(TorchFunctionMode):
 
 def as_submodule(call: Call) -> Call:
     """Return a call as one of several that are traced in place of the whole network."""
-    return replace(call, piece=True)
+    return replace(call, is_submodule=True)
 
 
 def _is_redirected(module: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from operator import getitem
 from typing import Any
 
@@ -25,13 +25,13 @@ def trace(
 ) -> Trace:
     """Record one forward pass of ``root`` (or of the submodule that ``call`` names).
 
-    The module comes out untouched: same modes, buffers, attributes and random state.
+    The modes, buffers and attributes of the modules are unchanged afterwards, and so is the random state.
 
     Args:
         root: The network.
         call: Which module is called and with what.
-        training: Training flag of every module by name; by default as they are.
-        shapes: Shapes of parameters and buffers by name, where they are to be others than now.
+        training: Training flag of every module by name; by default the present ones.
+        shapes: Shapes by name, for the parameters and buffers that shall have other shapes than now.
 
     Raises:
         TraceError: The forward pass failed, or depends on the values of tensors.
@@ -53,8 +53,8 @@ class _GraphBuilder:
     def __init__(self, root: nn.Module, recorded: Trace) -> None:
         self._trace = recorded
         self._nodes: dict[int, Node] = {}
-        self._places: dict[Any, Node] = {}  # factories and `.data` hand out another object for the same memory
-        self._alive: list[Any] = []  # ids are only unique among living tensors
+        self._places: dict[Hashable, Node] = {}  # `.data` and some factories return a new object for the same memory
+        self._kept: list[Any] = []  # an id is only unique while its tensor exists
         self._module_names = {id(m): name for name, m in root.named_modules()}
         for name, tensor in recorded.tensors.items():
             if id(tensor) not in self._nodes:
@@ -69,15 +69,15 @@ class _GraphBuilder:
         node = self._trace.graph.call_function(func, node_args, node_kwargs)
         node.meta.update(val=result, shapes=_shapes(result), source=source_line(), module=self._module_name())
         self._trace.ops.append(node)
-        self._alive.append(result)
+        self._kept.append(result)
         if isinstance(result, Tensor):
             self._remember(result, node)
         elif isinstance(result, (tuple, list)):
             for i, item in enumerate(result):
                 if isinstance(item, Tensor):
-                    part = self._trace.graph.call_function(getitem, (node, i))
-                    part.meta["val"] = item
-                    self._remember(item, part)
+                    item_node = self._trace.graph.call_function(getitem, (node, i))
+                    item_node.meta["val"] = item
+                    self._remember(item, item_node)
         return result
 
     def _remember(self, tensor: Tensor, node: Node) -> None:
@@ -88,14 +88,14 @@ class _GraphBuilder:
         return self._nodes.get(id(tensor)) or self._places.get(memory_of(tensor))
 
     def find_nodes(self, result: Any) -> list[Node]:
-        """Return the nodes of all tensors in a nested structure of any kind."""
+        """Return the nodes of all tensors in a nested structure of containers and objects."""
         return [node for t in find_tensors(result) if (node := self._find(t)) is not None]
 
     def _placeholder(self, tensor: Tensor, kind: str, value: Any) -> Node:
         node = self._trace.graph.placeholder(f"{kind}_{len(self._nodes)}")
         node.meta.update({"val": tensor, kind: value})
         self._remember(tensor, node)
-        self._alive.append(tensor)
+        self._kept.append(tensor)
         return node
 
     def _as_node(self, value: Any) -> Any:
@@ -110,7 +110,7 @@ class _GraphBuilder:
         frame: Any = sys._getframe(2)
         while frame is not None:
             if "self" in frame.f_code.co_varnames:
-                name = self._module_names.get(id(frame.f_locals.get("self")))
+                name: str | None = self._module_names.get(id(frame.f_locals.get("self")))
                 if name is not None:
                     return name
             frame = frame.f_back
@@ -118,7 +118,7 @@ class _GraphBuilder:
 
 
 def _shapes(result: Any) -> list[tuple[int, ...]]:
-    """Return the shapes of all results as they are now (in-place operators may change them); ``()`` for no tensor."""
+    """Return the present shapes of all results, before in-place operators change them; ``()`` for other values."""
     values = result if isinstance(result, (tuple, list)) else [result]
     return [tuple(v.shape) if isinstance(v, Tensor) else () for v in values]
 
@@ -130,7 +130,7 @@ def _explain(error: Exception, call: Call) -> str:
         text += f" ({line})"
     if type(error).__name__ in ("DataDependentOutputException", "DynamicOutputShapeException"):
         text += (
-            ". The forward pass depends on the values of tensors, which tracing does not have; move that code out of "
+            ". The forward pass depends on the values of tensors, and fake tensors have none; move that code out of "
             "the pruned module, or prune a submodule with `target=`."
         )
     return text

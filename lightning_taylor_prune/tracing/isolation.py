@@ -1,4 +1,4 @@
-"""Undo what a forward pass leaves behind in modules and random generators."""
+"""Undo what a forward pass changes in modules and random generators."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch import nn
 
 @contextlib.contextmanager
 def untouched(root: nn.Module) -> Iterator[list[Any]]:
-    """Undo whatever a forward pass leaves behind in modules and random generators.
+    """Undo all changes that a forward pass makes to attributes of modules and to random generators.
 
     Yields:
-        A list that holds, afterwards, every attribute value that had been set or replaced.
+        A list. After the block it holds every value that the forward pass had stored in an attribute.
     """
     leaked: list[Any] = []
     saved = [(module, dict(module.__dict__), _contents(module)) for module in root.modules()]
@@ -37,7 +37,7 @@ _CONTAINERS = (dict, list, set, deque)
 
 
 def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
-    """Return every container among a module's attributes, nested ones too, with a copy (``None`` for an empty one)."""
+    """Return every container in a module's attributes, also nested ones, with a copy (``None`` if it is empty)."""
     found: dict[int, tuple[Any, Any]] = {}
     stack = list(module.__dict__.values())
     while stack:

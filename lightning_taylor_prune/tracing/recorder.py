@@ -1,4 +1,4 @@
-"""Run a network on fake tensors with every operator passing through a function."""
+"""Run a network on fake tensors, and hand every operator that it calls to a function."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _PACKAGE_DIR = os.path.dirname(os.path.dirname(__file__)) + os.sep
 OnCall = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
-class Recorder(ProxyTorchDispatchMode):
-    """Hands every operator, before any decomposition, to a function that runs it.
+class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's metaclass hook has no types
+    """Hands every operator, before torch decomposes it, to a function that runs it.
 
-    Only proxy modes may sit on torch's pre-dispatch stack, hence the base class; of it nothing but the type is used.
+    torch allows only proxy modes on its pre-dispatch stack: hence the base class, of which nothing else is used.
     """
 
     def __init__(self, on_call: OnCall) -> None:
-        TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)
+        TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
         self._mode_key = torch._C._TorchDispatchModeKey.PROXY
         self.enter_stack = []
         self.pre_dispatch = True
@@ -51,7 +51,7 @@ class Recorder(ProxyTorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Pass the operator on, except for the ones that only ask a tensor for its device."""
+        """Hand the operator on, unless it only reads the device of a tensor."""
         if func is torch.ops.prim.device.default:
             return func(*args, **(kwargs or {}))
         return self._on_call(func, args, kwargs or {})
@@ -65,15 +65,13 @@ class Trace:
         call: The call that was traced, its tensors fake.
         training: Training flag of every module while tracing, by module name.
         mode: The fake tensor mode that owns every tensor here.
-        tensors: Parameters and buffers by qualified name, fake; tied ones are one object.
+        tensors: Parameters and buffers by qualified name, fake; tied tensors are the same object.
         graph: The fx graph. Placeholders are parameters and buffers (``meta["tensor"]`` holds the qualified
             name), inputs and constants; every node has ``meta["val"]``, and operators have ``meta["source"]``
             (file and line of the user's code) and ``meta["module"]``.
         ops: The operator nodes in the order of execution.
-        outputs: Nodes whose values leave the network.
+        outputs: Nodes whose values the network returns, or stores in attributes of its modules.
         is_parameter: Names of the tensors that are parameters, not buffers.
-        resized: Fake tensors of other shapes, from the last verification.
-        replay: Per operator, its last call while verifying and what came of it.
     """
 
     call: Call
@@ -84,13 +82,11 @@ class Trace:
     ops: list[Node] = field(default_factory=list)
     outputs: list[Node] = field(default_factory=list)
     is_parameter: frozenset[str] = frozenset()
-    resized: dict[str, Tensor] = field(default_factory=dict)
-    replay: dict[int, Any] = field(default_factory=dict)
 
     def signature(self) -> list[Any]:
-        """Return operators, arguments and shapes, but for what only works on single numbers (step counters).
+        """Return operators, arguments and shapes, without operators on 0-d tensors only (step counters).
 
-        Two traces with the same signature say the same about channels.
+        Two traces with equal signatures tie and lock the same channels.
         """
         numbers: dict[Node, int] = {}
         lines: list[Any] = []
@@ -108,7 +104,7 @@ class Trace:
 def fake_trace(
     root: nn.Module, call: Call, training: Mapping[str, bool], shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> Trace:
-    """Return a trace with fake tensors in place, of other ``shapes`` where given, and nothing recorded yet."""
+    """Return a trace that has its fake tensors (of other ``shapes``, where given) but no recorded operators yet."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     return Trace(
         call=tree_fake(call, mode),
@@ -120,10 +116,10 @@ def fake_trace(
 
 
 def run(root: nn.Module, recorded: Trace, tensors: Mapping[str, Tensor], on_call: OnCall) -> tuple[Any, list[Any]]:
-    """Run the traced call again with other (fake) parameters; every operator goes through ``on_call``.
+    """Run the call of a trace with other (fake) parameters, and hand every operator to ``on_call``.
 
     Returns:
-        The result, and the values that the forward pass left in attributes of its modules.
+        The result, and the values that the forward pass stored in attributes of its modules.
     """
     module = root.get_submodule(recorded.call.module)
     prefix = f"{recorded.call.module}." if recorded.call.module else ""
@@ -131,10 +127,10 @@ def run(root: nn.Module, recorded: Trace, tensors: Mapping[str, Tensor], on_call
     with untouched(root) as leaked:
         for name, submodule in root.named_modules():
             submodule.training = recorded.training[name]
-            # Hooks on the backward pass add operators to the forward pass that say nothing about channels.
+            # Backward hooks would add operators to the forward pass that have nothing to do with channels.
             submodule.__dict__.update(_backward_hooks=OrderedDict(), _backward_pre_hooks=OrderedDict())
         with _tracing_context(recorded.call), recorded.mode, enable_python_dispatcher(), Recorder(on_call):
-            # Python control flow that draws (LayerDrop, say) must repeat itself when the cut is verified.
+            # Code that draws random numbers in Python (LayerDrop, say) must take the same path in every run.
             random.seed(0)
             np.random.seed(0)
             result = functional_call(module, own, recorded.call.args, dict(recorded.call.kwargs))
@@ -148,9 +144,9 @@ def training_flags(root: nn.Module) -> dict[str, bool]:
 
 @contextlib.contextmanager
 def _tracing_context(call: Call) -> Iterator[None]:
-    """Grad mode on, attention's fused inference path off, autocast as in training: all decide what is called.
+    """Set what decides which operators run: grad mode on, the attention fast path off, autocast as in training.
 
-    Batch normalisation that synchronises over ranks runs as the ordinary one: tracing sends no messages.
+    ``SyncBatchNorm`` runs as ordinary batch normalisation, so that tracing sends no messages to other ranks.
     """
     fastpath, synchronised = torch.backends.mha.get_fastpath_enabled(), nn.SyncBatchNorm.forward
     torch.backends.mha.set_fastpath_enabled(False)

@@ -1,8 +1,8 @@
-"""Tensors: where they lie in memory, how they are laid out, and how to find them in nested structures."""
+"""Tensors: their names, their place in memory, their memory format, and how to find them in nested structures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 def named_tensors(root: nn.Module) -> list[tuple[str, Tensor]]:
-    """Return parameters, then buffers, by qualified name; tied ones under each of their names."""
+    """Return parameters, then buffers, with qualified names; tied tensors under each of their names."""
     return [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
 
 
-def memory_of(tensor: Tensor) -> Any:
-    """Return what says where a tensor lies in memory, and how."""
+def memory_of(tensor: Tensor) -> Hashable:
+    """Return a key for a tensor's place and layout in memory: equal for two objects that are the same data."""
     if tensor.layout != torch.strided:
         return id(tensor)
     storage = tensor.untyped_storage()._cdata
@@ -23,7 +23,7 @@ def memory_of(tensor: Tensor) -> Any:
 
 
 def find_tensors(value: Any) -> list[Tensor]:
-    """Return all tensors in a structure of containers, dataclasses and plain objects, each once."""
+    """Return all tensors in nested containers, dataclasses and plain objects, each once."""
     found: dict[int, Tensor] = {}
     seen: set[int] = set()
     stack = [value]
@@ -48,7 +48,7 @@ def _children(item: Any) -> list[Any]:
 
 
 def memory_format_of(tensor: Tensor) -> torch.memory_format:
-    """Return the channels-last format a tensor is stored in, or the ordinary one."""
+    """Return the memory format of a tensor: one of the channels-last formats, or the contiguous one."""
     if not tensor.is_contiguous():
         if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
             return torch.channels_last

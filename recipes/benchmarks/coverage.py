@@ -1,4 +1,6 @@
-"""How much of which networks can be pruned: ``python recipes/benchmarks/coverage.py [PATTERN ...] [--again] [--markdown]``.
+"""How much of which networks can be pruned.
+
+Run ``python recipes/benchmarks/coverage.py [PATTERN ...] [--again] [--markdown]``.
 
 Every network is built, analysed, cut by half in every group, compared with its masked self, trained for a step and
 exported, in a process of its own with a limit on time and memory. One JSON file a network is left in the output

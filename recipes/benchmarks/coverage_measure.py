@@ -235,7 +235,7 @@ def calls_of_parts(built: Built, groups: ChannelGroups) -> list[Call]:
     A network that is traced in parts chooses by values (which boxes, say): what rounds differently may choose others.
     Each part is therefore called with what it got in the network as it was built.
     """
-    names = {t.call.module for t in groups.structure.propagation.traces if t.call.piece}
+    names = {t.call.module for t in groups.structure.propagation.traces if t.call.is_submodule}
     if not names:
         return [Call("", built.args, built.kwargs)]
     found: dict[str, Call] = {}
@@ -339,8 +339,8 @@ def mask_readers_(model: nn.Module, plan: PruningPlan) -> None:
 
 _ENDS = (
     "is an output of the network",
-    "is indexed by data (aten.embedding",
-    "varies over the positions that a convolution slides over",
+    "is indexed by a tensor (aten.embedding",
+    "lies along a spatial axis of a convolution",
 )
 """How reasons begin that lie in the nature of a network: what comes out, rows of a table that goes in, kernels."""
 

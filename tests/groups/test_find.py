@@ -1,4 +1,4 @@
-"""Which channels can leave: for every tiny network, exactly which groups, which locks, and why."""
+"""Which channels can be removed: for every tiny network, exactly which groups, which locks, and why."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.oracles import (
 from tests.random_networks import PadChannels, Split
 
 # Per network: the groups with their sizes; and per locked layer, how many channels and what its reason names: the
-# operator, or "output" for what leaves the network.
+# operator, or "output" for outputs of the network.
 EXPECTED: dict[str, tuple[dict[str, int], dict[str, list[tuple[int, str]]]]] = {
     "sequential": ({"0": 10, "2": 14}, {"4": [(5, "output")]}),
     "conv_bn": ({"0": 10, "3": 14}, {"6.2": [(5, "output")]}),
@@ -241,7 +241,7 @@ def test_every_writer_is_in_a_group_or_locked(name: str) -> None:
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_finding_groups_leaves_the_network_as_it_was(name: str, training: bool) -> None:
+def test_finding_groups_does_not_change_the_network(name: str, training: bool) -> None:
     network = NETWORKS[name]
     model, example = network.build().train(training), network.example()
     model.register_forward_hook(lambda *_: None)
@@ -319,7 +319,7 @@ def double(name: str) -> nn.Module:
 
 
 class MaskedPatches(nn.Module):
-    """Positions that meet a constant, then become one axis with the channels, as where patches are merged."""
+    """Positions that are combined with a constant and then flattened with the channels, as in patch merging."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -332,7 +332,7 @@ class MaskedPatches(nn.Module):
         return self.last(patches.flatten(3))
 
 
-def test_channels_leave_though_they_become_one_axis_with_positions_that_cannot() -> None:
+def test_channels_can_be_removed_that_are_flattened_with_locked_positions() -> None:
     groups = find_groups(MaskedPatches(), torch.zeros(2, 3, 4, 4))
     assert [(group.name, group.num_channels) for group in groups] == [("first", 6)]
 
@@ -355,8 +355,8 @@ UNLIKE_UNITS = {
 
 
 @pytest.mark.parametrize("name", UNLIKE_UNITS)
-def test_what_is_offered_can_leave_unit_by_unit_and_all_but_one(name: str) -> None:
-    """Code that fits when some units leave, by rounding or since none of its padding was among them, is found out."""
+def test_units_of_every_group_can_be_removed_one_by_one_and_all_but_one(name: str) -> None:
+    """Code that is right by chance for some units, by rounding or as none of them was padding, is found."""
     model = nn.Sequential(*UNLIKE_UNITS[name]())
     groups = find_groups(model, torch.zeros(2, 3, 8, 8))
     singly = [{g.name: [unit]} for g in groups for unit in range(g.num_channels) if g.num_channels > 1]

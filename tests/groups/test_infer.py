@@ -65,7 +65,7 @@ class InSettings(Attention):
 
 
 class Product(Attention):
-    """Only the product of number and width is held, in an attribute: both leave in proportion."""
+    """Only the product of number and width is in an attribute: it shrinks in proportion."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ def cut(groups):
 
 
 @pytest.mark.parametrize(("block", "expected"), BLOCKS.values(), ids=BLOCKS)
-def test_what_can_leave(block, expected) -> None:
+def test_groups_and_their_sizes(block, expected) -> None:
     groups = find_groups(build(block), TOKENS)
     assert {g.name: g.num_channels for g in groups} == expected
 
@@ -212,14 +212,14 @@ def test_two_cuts_equal_one(block) -> None:
 
 
 @blocks
-def test_finding_groups_leaves_attributes_alone(block) -> None:
+def test_finding_groups_does_not_change_attributes(block) -> None:
     model = build(block)
     before = [find_sizes(module) for module in model.modules()]
     find_groups(model, TOKENS)
     assert [find_sizes(module) for module in model.modules()] == before
 
 
-def test_the_temperature_stays() -> None:
+def test_the_temperature_is_kept() -> None:
     model = build(Attention)
     prune_(model, cut(find_groups(model, TOKENS)))
     assert [(b.num_heads, b.head_dim) for b in model.blocks] == [(2, 3), (2, 3)]
@@ -279,12 +279,12 @@ def tried(monkeypatch) -> list[tuple[Trial, str, str, int | None]]:
     """Trial, module, path and value of every integer that is tried alone."""
     found, run = [], Trial.run
 
-    def noted(trial: Trial, rules=()):
+    def recorded(trial: Trial, rules=()):
         if len(rules) == 1:
             found.append((trial, rules[0].module, rules[0].path, trial.value(rules[0])))
         return run(trial, rules)
 
-    monkeypatch.setattr(Trial, "run", noted)
+    monkeypatch.setattr(Trial, "run", recorded)
     return found
 
 
@@ -299,7 +299,7 @@ def test_integers_that_the_code_does_not_read_are_not_tried(tried) -> None:
     assert {path for _, _, path, _ in tried} == {"num_heads"}
 
 
-def test_what_one_block_teaches_of_a_line_is_not_asked_of_the_others(monkeypatch) -> None:
+def test_what_is_inferred_of_a_line_in_one_block_is_not_tried_in_the_others(monkeypatch) -> None:
     asked, search = [], find.find_rewriting
     monkeypatch.setattr(find, "find_rewriting", lambda *args: asked.append(args) or search(*args))
     find_groups(Network(HardCoded, depth=5), TOKENS.float())

@@ -68,7 +68,7 @@ def test_who_writes_and_who_reads(name: str, group: str) -> None:
     assert (axes(groups, group, "writer"), axes(groups, group, "reader")) == ROLES[name, group]
 
 
-def test_what_rides_along_is_neither_writer_nor_reader() -> None:
+def test_norm_parameters_are_neither_writer_nor_reader() -> None:
     tensors = {name for name, _ in axes(found("conv_bn"), "0", "affine")}
     assert tensors == {"1.weight", "1.bias", "1.running_mean", "1.running_var"}
 
@@ -126,7 +126,7 @@ def test_parameters_that_are_not_used_are_locked_for_that_reason() -> None:
     assert any("is not used in the forward pass" in reason for reason in locked.values())
 
 
-def test_a_mode_that_cannot_be_traced_is_left_out_with_a_warning() -> None:
+def test_a_mode_that_cannot_be_traced_is_skipped_with_a_warning() -> None:
     class OnlyTrains(nn.Module):
         def __init__(self) -> None:
             super().__init__()

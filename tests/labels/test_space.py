@@ -88,7 +88,7 @@ def test_uniting_broadcasts() -> None:
     assert len(set(space.roots().tolist())) == 1
 
 
-def test_uniting_along_an_axis_leaves_the_others_apart() -> None:
+def test_uniting_along_an_axis_does_not_unite_along_the_others() -> None:
     space = LabelSpace()
     labels = space.fresh(6).reshape(2, 3)
     assert space.unite_along(labels, 1).shape == (2, 1)

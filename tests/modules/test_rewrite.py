@@ -149,7 +149,7 @@ def test_copies_run_on_themselves(make, duplicate) -> None:
     assert torch.equal(evaluate(twin, (EXAMPLE.double(),)), expected)
 
 
-def test_modes_stay_apart() -> None:
+def test_each_mode_has_its_own_code() -> None:
     model = pruned(Views)
     torch.manual_seed(0)
     training, evaluation = model.train()(EXAMPLE.double()), model.eval()(EXAMPLE.double())
@@ -172,10 +172,10 @@ def test_it_is_exported() -> None:
 @pytest.mark.parametrize("make", [Splits, Slices, Views, nested], ids=["split", "slice", "view", "nested"])
 def test_without_it_the_reason_says_what_would_help(make) -> None:
     groups = find_groups(build(make), EXAMPLE.double())
-    assert any("`rewrite_hard_coded=True` would free them" in entry.reason for entry in groups.locked)
+    assert any("`rewrite_hard_coded=True` would make them prunable" in entry.reason for entry in groups.locked)
 
 
-def test_code_that_cannot_be_followed_is_left_alone() -> None:
+def test_code_that_cannot_be_traced_is_not_changed() -> None:
     model = build(Branches)
     assert not rewrite_(model)
     assert "forward" not in model.__dict__
@@ -195,13 +195,13 @@ class Caches(_Body):
         return self.join(x[:, :6] * self.cache["gate"], x[:, 6:])
 
 
-def test_looking_at_code_leaves_nothing_in_the_caches_of_a_module() -> None:
+def test_rewriting_does_not_change_the_caches_of_a_module() -> None:
     model = build(Caches)
     rewrite_(model)
     assert model.cache == {}
 
 
-def test_taking_it_back_leaves_nothing() -> None:
+def test_undoing_a_rewrite_restores_the_module() -> None:
     model = build(Slices)
     before = dict(model.__dict__)
     rewrite_(model)

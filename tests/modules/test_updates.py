@@ -1,4 +1,4 @@
-"""What known modules hold about their shapes follows every cut."""
+"""Attributes of known modules that hold their shapes follow every cut."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from lightning_taylor_prune.groups.find import find_groups
 from lightning_taylor_prune.modules import updates as registry
-from lightning_taylor_prune.modules.reads import noting_reads
+from lightning_taylor_prune.modules.reads import recording_reads
 from lightning_taylor_prune.modules.updates import AttributeUpdate, attribute_updates, patched, register_module_update
 from lightning_taylor_prune.plan import Cut
 from lightning_taylor_prune.pruning.prune import prune_
 from tests.networks import NETWORKS
 from tests.oracles import random_units
 
-# network, module -> the attributes after three units of every group have left, the first ones
+# network, module -> the attributes after the first three units of every group are removed
 ATTRIBUTES: dict[tuple[str, str], dict[str, Any]] = {
     ("conv_bn", "0"): {"in_channels": 3, "out_channels": 7, "groups": 1},
     ("conv_bn", "3"): {"in_channels": 7, "out_channels": 11, "groups": 1},
@@ -89,7 +89,7 @@ def test_group_norm_tells_whole_groups_from_equal_shares(keep: list[int], expect
     assert updates == {"num_channels": len(keep), "num_groups": expected}
 
 
-def test_attributes_are_put_back_after_a_trial() -> None:
+def test_attributes_are_restored_after_a_trial() -> None:
     module = nn.Linear(3, 4)
     trial = patched([AttributeUpdate(module, "out_features", 2)])
     trial.__enter__()
@@ -99,7 +99,7 @@ def test_attributes_are_put_back_after_a_trial() -> None:
 
 
 class Gate(nn.Module):
-    """Holds its width where only an update finds it, and its own code uses it."""
+    """Holds its width where only a registered update finds it, and uses it in its own code."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -143,13 +143,13 @@ def test_registering_a_type_twice_raises(register: Callable[..., None]) -> None:
         register(Gate)
 
 
-def test_reads_are_noted_by_instance() -> None:
+def test_reads_are_recorded_by_instance() -> None:
     class Sized(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.width, self.depth = 4, 2
 
     one, two = Sized(), Sized()
-    with noting_reads([(m, path) for m in (one, two) for path in ("width", "depth")]) as read:
+    with recording_reads([(m, path) for m in (one, two) for path in ("width", "depth")]) as read:
         one.width += 1
     assert (read, one.width, vars(Sized).keys() & {"width", "depth"}) == ({(id(one), "width")}, 5, set())

@@ -1,4 +1,4 @@
-"""Recording a forward pass: what is recorded, and that nothing is left behind."""
+"""Recording a forward pass: what is recorded, and that the network is unchanged afterwards."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_code_that_is_all_torchs_own_has_no_line() -> None:
     assert {node.meta["source"] for node in record("sequential").ops} == {""}
 
 
-def test_shapes_are_those_at_the_time_not_those_that_in_place_operators_leave() -> None:
+def test_shapes_are_those_before_later_in_place_operators() -> None:
     pooled = next(n for n in record("squeeze_in_place").ops if "pool" in str(n.target))
     assert pooled.meta["shapes"] == [(2, 12, 1, 1)]
 
@@ -103,7 +103,7 @@ def test_signatures_differ_between_networks_and_agree_between_modes_that_do_the_
 
 
 class Stateful(nn.Module):
-    """Leaves traces everywhere it can."""
+    """Changes its own state in every way it can."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Stateful(nn.Module):
         return x
 
 
-def test_what_a_forward_pass_leaves_behind_is_taken_back() -> None:
+def test_changes_by_a_forward_pass_are_undone() -> None:
     model = Stateful()
     before = state_of(model)
     trace(model, Call("", (torch.randn(2, 3, 4, 4),)))
@@ -141,12 +141,12 @@ def test_what_a_forward_pass_leaves_behind_is_taken_back() -> None:
     )
 
 
-def test_what_a_forward_pass_keeps_counts_as_output() -> None:
+def test_what_a_forward_pass_stores_in_attributes_counts_as_output() -> None:
     found = trace(Stateful(), Call("", (torch.randn(2, 3, 4, 4),)))
     assert [operator_name(n.target) for n in found.outputs] == ["aten.batch_norm"]
 
 
-def test_a_forward_pass_that_fails_is_taken_back_too() -> None:
+def test_changes_by_a_forward_pass_that_fails_are_undone_too() -> None:
     model = Stateful()
     model.steps = 100
     before = state_of(model)
@@ -188,13 +188,13 @@ def test_wrong_example_inputs_are_refused_with_the_error() -> None:
         find_groups(conv(3, 4), torch.randn(2, 5, 4, 4))
 
 
-def test_gradient_mode_and_attention_fast_path_are_put_back() -> None:
+def test_gradient_mode_and_attention_fast_path_are_restored() -> None:
     with torch.no_grad():
         record("multihead_attention")
         assert (torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled()) == (False, True)
 
 
-def test_hooks_of_the_user_run_and_stay() -> None:
+def test_hooks_of_the_user_run_and_are_kept() -> None:
     model, calls = NETWORKS["sequential"].build(), []
     handle = model[0].register_forward_hook(lambda *_: calls.append(1))
     trace(model, Call("", NETWORKS["sequential"].example()))

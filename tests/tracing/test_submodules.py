@@ -1,4 +1,4 @@
-"""Networks that depend on the values of tensors: their parts are pruned, and what else uses a parameter keeps it."""
+"""Networks that depend on the values of tensors: their submodules are pruned, except what other code uses too."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.oracles import (
 
 
 class Detector(nn.Module):
-    """Looks closer wherever a first look finds something: how many places that are depends on the values."""
+    """Runs a second head at the places that a first head chooses: how many these are depends on the values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,14 +49,14 @@ class Detector(nn.Module):
 
 
 class Borrowing(Detector):
-    """Uses a weight of its backbone by itself, too."""
+    """Uses a weight of its backbone outside of the backbone, too."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + F.conv2d(x, self.backbone[0].weight, padding=1).square().mean()
 
 
 class Asking(Detector):
-    """Asks a weight only where it lies."""
+    """Reads only the device and dtype of a weight."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.backbone[0].weight
@@ -77,15 +77,15 @@ def analysed(kind: type[Detector] = Detector) -> tuple[Detector, Any]:
         return model, find_groups(model, IMAGES)
 
 
-def test_hidden_channels_of_all_parts_can_leave() -> None:
+def test_hidden_channels_of_all_submodules_can_be_removed() -> None:
     _, groups = analysed()
     assert {g.name: g.num_channels for g in groups} == {"backbone.0": 8, "glance.0": 4, "heads.look.0": 12}
 
 
-def test_what_leaves_a_part_is_locked_with_the_reason() -> None:
+def test_outputs_of_a_submodule_are_locked_with_the_reason() -> None:
     _, groups = analysed()
     reasons = {entry.name: entry.reason for entry in groups.locked}
-    assert reasons["backbone.3"] == "leaves `backbone`, around which the network cannot be traced"
+    assert reasons["backbone.3"] == "is an output of `backbone`, and the code that uses it cannot be traced"
 
 
 def test_pruned_equals_masked() -> None:
@@ -107,7 +107,7 @@ def test_a_pruned_network_trains() -> None:
 def test_a_parameter_that_is_used_elsewhere_too_is_locked() -> None:
     _, groups = analysed(Borrowing)
     assert "backbone.0" not in groups
-    assert any("also used where the network cannot be traced" in entry.reason for entry in groups.locked)
+    assert any("also used by code that cannot be traced" in entry.reason for entry in groups.locked)
 
 
 def test_asking_a_parameter_for_its_device_locks_nothing() -> None:
@@ -115,7 +115,7 @@ def test_asking_a_parameter_for_its_device_locks_nothing() -> None:
     assert groups["backbone.0"].num_channels == 8
 
 
-def test_the_network_comes_out_untouched() -> None:
+def test_the_network_is_unchanged() -> None:
     model = build()
     before, random_state = state_of(model), torch.get_rng_state()
     submodules_of_call(model, Call("", (IMAGES,)))
@@ -129,13 +129,13 @@ def test_a_network_that_does_not_run_either_is_refused_with_the_error_of_tracing
 
 
 class Scattered(nn.Sequential):
-    """Its parts are single layers, whose outputs all meet code that cannot be traced."""
+    """Its submodules are single layers, and code that cannot be traced uses all their outputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[:, : 1 + int(x.abs().sum().item()) % 2]
 
 
-def test_a_network_of_which_no_part_can_lose_anything_is_refused_with_the_error_of_tracing() -> None:
+def test_a_network_whose_submodules_are_all_locked_is_refused_with_the_error_of_tracing() -> None:
     network = Scattered(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).double()
     with pytest.raises(TraceError, match="depends on the values of tensors"):
         find_groups(network, IMAGES)
@@ -150,13 +150,13 @@ def test_cost_counts_a_real_run() -> None:
 
 
 class Numerical(Detector):
-    """Leaves torch for a while, which fake tensors do not allow."""
+    """Computes something outside of torch, which fake tensors do not allow."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * float(x.numpy().std())
 
 
-def test_cost_counts_a_real_run_of_code_that_leaves_torch() -> None:
+def test_cost_counts_a_real_run_of_code_outside_of_torch() -> None:
     assert measure_cost(build(Numerical), IMAGES) == measure_cost(build(), IMAGES)
 
 
@@ -169,7 +169,7 @@ def test_cost_of_a_call_that_does_not_fit_is_refused() -> None:
 
 
 class Choosy(Detector):
-    """Has a second head, which only bright images get to see: on one rank, not on the other."""
+    """Has a head that runs for bright images only: on one rank, not on the other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class Choosy(Detector):
 
 
 def train_on_a_rank() -> tuple[list[str], int]:
-    """Train in this rank of a job; returns the groups and what is left of the network."""
+    """Train in this rank of a job; returns the groups and the number of parameters that are kept."""
     rank = int(os.environ["RANK"])
     data = TensorDataset(torch.randn(32, 1, 8, 8) + 10 * (1 - rank), torch.randint(4, (32,)))
     torch.manual_seed(0)
@@ -193,7 +193,7 @@ def train_on_a_rank() -> tuple[list[str], int]:
     return [group.name for group in pruning.groups], sum(p.numel() for p in module.parameters())
 
 
-def test_ranks_that_see_other_parts_prune_the_same(tmp_path: Path) -> None:
+def test_ranks_that_call_different_submodules_prune_the_same(tmp_path: Path) -> None:
     first, second = run_ranks(train_on_a_rank, tmp_path)
     assert first == second
     assert first[0] == ["network.backbone.0", "network.glance.0", "network.heads.look.0", "network.heads.bright.0"]
@@ -217,7 +217,7 @@ def fit(folder: Path, ckpt_path: Path | None = None, **kwargs: Any) -> tuple[Det
 
 
 @pytest.mark.filterwarnings("ignore::lightning_taylor_prune.errors.PruningWarning")
-def test_the_callback_prunes_the_parts(tmp_path: Path) -> None:
+def test_the_callback_prunes_the_submodules(tmp_path: Path) -> None:
     _, pruning = fit(tmp_path)
     assert pruning.groups is not None
     assert pruning.groups.num_units == 24 - 4 * 2

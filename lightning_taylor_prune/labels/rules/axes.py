@@ -1,4 +1,4 @@
-"""Steps that several label rules share: moving fields, cutting axes into pieces and blocks."""
+"""Helpers that several label rules share: for moved fields, and for axes that are cut into pieces or blocks."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from lightning_taylor_prune.labels.space import Field, Labels, axes_of
 
 
 def moved(x: Labels, shape: tuple[int, ...], fields: Sequence[Field]) -> Labels:
-    """Wrap moved fields; what is no longer stored along any axis is dropped."""
+    """Return labels with moved fields, without the fields that now have size 1 on every axis."""
     return Labels(shape, tuple(f for f in fields if axes_of(f)), x.direct, x.static)
 
 
 def locked_positions(ctx: RuleContext, count: int) -> Field:
-    """Make labels for positions of a tensor that is not tracked: its size is fixed."""
+    """Make locked labels for the positions of a tensor whose axis is not tracked, and so keeps its size."""
     labels = ctx.space.fresh(count)
-    ctx.lock(labels, "is concatenated with a tensor whose size is fixed")
+    ctx.lock(labels, "is concatenated with a tensor that cannot shrink along this axis")
     return labels
 
 
 def without_axis(x: Labels, axis: int) -> Labels:
-    """Return the labels of one position along ``axis``, leaving out the field that varies there."""
+    """Return the labels of one position along ``axis``, without the field that varies there."""
     return Labels(resized(x.shape, axis, 1), tuple(f for f in x.fields if f.shape[axis] == 1), x.direct, x.static)
 
 
@@ -38,13 +38,13 @@ def range_of(labels: Field, dim: int, start: int, stop: int) -> Field:
 
 
 def lock_single_position(ctx: RuleContext, labels: Field, dim: int, start: int, length: int) -> None:
-    """A piece of one position is picked out by number: no other may take its place."""
+    """Lock a piece that is a single position: the code selects it by index, and no other may take its place."""
     if length == 1 < labels.shape[dim]:
-        ctx.lock(range_of(labels, dim, start, start + 1), "is picked out by number")
+        ctx.lock(range_of(labels, dim, start, start + 1), "is selected by a fixed index")
 
 
 def unite_blocks(ctx: RuleContext, labels: Field, dim: int, step: int) -> None:
-    """Unite every ``step`` positions in a row, so that a strided slice keeps its phase."""
+    """Unite every block of ``step`` positions, so that a strided slice still takes the same position of each block."""
     size = labels.shape[dim]
     if size % step:
         ctx.lock(labels, f"is sliced with a step that does not divide its {size} positions")

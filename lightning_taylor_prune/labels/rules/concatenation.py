@@ -15,7 +15,7 @@ from lightning_taylor_prune.labels.space import Field, Labels, on_axis
 
 @register_rule("aten.cat", "aten.concat", "aten.concatenate")
 def cat(ctx: RuleContext, tensors: Sequence[Labels], dim: int = 0) -> Labels:
-    """Pieces one after another along ``dim``; along the other axes they must agree."""
+    """Pieces one after another along ``dim``; on the other axes their positions are tied."""
     shape = ctx.shape
     dim %= len(shape)
     pieces = [t for t in tensors if len(t.shape) == len(shape)]  # torch lets empty 1-D tensors join anything
@@ -43,7 +43,7 @@ def stack(ctx: RuleContext, tensors: Sequence[Labels], dim: int = 0) -> Labels:
 
 @register_rule("aten.hstack", "aten.vstack", "aten.row_stack", "aten.dstack", "aten.column_stack")
 def stack_along(ctx: RuleContext, tensors: Sequence[Labels]) -> Labels:
-    """Joined along the axis that the name stands for; vectors, which gain axes by it, may be put side by side."""
+    """Tensors joined along the axis that the name stands for; vectors may be stacked along a new axis."""
     name = operator_name(ctx.node.target).removeprefix("aten.")
     rank = len(tensors[0].shape)
     dim = {"hstack": 1, "column_stack": 1, "dstack": 2}.get(name, 0)
@@ -55,12 +55,12 @@ def stack_along(ctx: RuleContext, tensors: Sequence[Labels]) -> Labels:
         return stack(ctx, tensors, dim)
     if rank == 1 and name in ("vstack", "row_stack"):
         return stack(ctx, tensors, 0)
-    ctx.lock_all(tensors, "is put side by side with vectors")
+    ctx.lock_all(tensors, "is stacked with vectors")
     return Labels(ctx.shape, static=all(t.static for t in tensors))
 
 
 def _copies(ctx: RuleContext, x: Labels) -> list[Field]:
-    """Return labels for the copies of an axis of size 1: as many as the code asks for, any of which may be removed."""
+    """Return labels for the copies of axes of size 1: any copy may be removed, if the code then makes fewer."""
     shape = ctx.shape
     return [
         on_axis(ctx.free(size), axis, len(shape)) for axis, size in enumerate(shape) if x.shape[axis] == 1 and size > 1
@@ -68,7 +68,7 @@ def _copies(ctx: RuleContext, x: Labels) -> list[Field]:
 
 
 def expand_to_fixed_size(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Labels:
-    """Copies along axes of size 1, whose number the code does not let follow."""
+    """Copies along axes of size 1, where the code makes a fixed number of them."""
     return moved(x, ctx.shape, align(x, len(ctx.shape)).fields)
 
 
@@ -85,7 +85,7 @@ def _tiled(ctx: RuleContext, x: Labels, repeats: Sequence[int]) -> list[Field]:
 
 
 def repeat_a_fixed_number(ctx: RuleContext, x: Labels, repeats: Sequence[int]) -> Labels:
-    """Copies one after another along each axis; on axes of size 1 the code does not let their number follow."""
+    """Copies one after another along each axis; on axes of size 1 the code makes a fixed number of them."""
     return moved(x, ctx.shape, _tiled(ctx, align(x, len(ctx.shape)), repeats))
 
 
@@ -100,6 +100,6 @@ def repeat(ctx: RuleContext, x: Labels, repeats: Sequence[int]) -> Labels:
 def repeat_interleave(ctx: RuleContext, x: Labels, repeats: Any, dim: int | None = None, **kwargs: Any) -> Labels:
     """Every position several times in a row."""
     if not isinstance(repeats, int) or dim is None:
-        ctx.lock_all([x], "is repeated by a number per position, or flattened")
+        ctx.lock_all([x], "is repeated a different number of times at each position, or flattened")
         return Labels(ctx.shape)
     return moved(x, ctx.shape, [np.repeat(f, repeats, dim) if f.shape[dim] > 1 else f for f in x.fields])

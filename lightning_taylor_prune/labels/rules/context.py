@@ -1,4 +1,4 @@
-"""What a label rule sees of the operator at hand, and what it may do to the labels."""
+"""What a label rule knows of its operator, and what it may do to the labels."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from torch.fx import Node
 from lightning_taylor_prune.labels.rules.registry import describe_operator
 from lightning_taylor_prune.labels.space import Field, Labels, LabelSpace, axes_of, first_along
 
+Results = Labels | list[Labels]
+"""Labels of the result of an operator, or of each of its results."""
+
 
 @dataclass
 class Expectation:
-    """An integer argument of an operator that must equal the number of positions that stay on an axis of these labels.
+    """An integer argument of an operator that must equal the number of kept positions on an axis of these labels.
 
     Attributes:
         argument: Reads it from the operator's arguments.
-        labels: A field; along the other axes it may vary too, as long as only whole rows or columns leave.
+        labels: A field; it may vary along other axes too, as long as only whole rows or columns are removed.
         axis: The axis.
-        offset: What the argument has beyond that number.
+        offset: Constant difference between the argument and that number.
         meaning: What the argument is, for messages.
     """
 
@@ -49,7 +52,7 @@ class Rectangle(NamedTuple):
 
 
 class Deferred(NamedTuple):
-    """A constant that meets rows and columns of channels, of which one or the other will be removable.
+    """A constant that is combined with rows and columns of channels, of which only one kind can be removed.
 
     Attributes:
         labels: The rows and columns.
@@ -64,7 +67,7 @@ class Deferred(NamedTuple):
 
 @dataclass
 class Notes:
-    """What the rules of one trace leave for later."""
+    """What the rules of one trace record for later."""
 
     readers: list[Field] = field(default_factory=list)
     writers: list[Field] = field(default_factory=list)
@@ -76,7 +79,7 @@ class Notes:
 
 @dataclass
 class RuleContext:
-    """What a rule sees of the operator at hand, and the verbs it uses.
+    """What a rule knows of its operator, and the methods with which it ties, locks and counts labels.
 
     Attributes:
         space: The union-find.
@@ -99,74 +102,75 @@ class RuleContext:
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of all results; of what is no tensor, the empty shape."""
-        return self.node.meta["shapes"]
+        """Shapes of all results; ``()`` for results that are not tensors."""
+        shapes: list[tuple[int, ...]] = self.node.meta["shapes"]
+        return shapes
 
     def where(self) -> str:
         """Name operator and source line, for messages."""
         return describe_operator(self.node)
 
     def lock(self, labels: Field | None, why: str) -> None:
-        """Lock labels (``None`` is allowed and does nothing), with the operator's place in the reason."""
+        """Lock labels, if there are any; operator and source line are added to the reason."""
         if labels is not None:
             self.space.lock(labels, f"{why} ({self.where()})")
 
     def lock_all(self, values: Sequence[Labels], why: str) -> None:
-        """Lock everything that these tensors carry."""
+        """Lock all labels of these tensors."""
         for value in values:
             for f in value.fields:
                 self.lock(f, why)
 
     def free(self, count: int) -> Field:
-        """Make labels for positions that this operator brings into being (padding, fills, expansion)."""
+        """Make labels for positions that this operator creates (padding, fills, expansion)."""
         return self.space.fresh(count)
 
     def tie(self, a: Field | None, b: Field | None, why: str) -> None:
-        """Unite two fields; where only one exists the other side has a fixed size, so lock."""
+        """Unite two fields. If only one exists, lock it: the other tensor cannot shrink along this axis."""
         if a is not None and b is not None:
             self.space.unite(a, b)
         else:
             self.lock(a if a is not None else b, why)
 
     def pin(self, labels: Field, axis: int) -> None:
-        """Demand that what ``labels`` tracks never varies along ``axis`` (an index or a fixed count is taken)."""
+        """Demand that ``labels`` never vary along ``axis`` (the code uses an index or a fixed count there)."""
         self.rectangle(labels, (axis,))
 
     def rectangle(self, labels: Field, pinned: tuple[int, ...] = (), choice: int = 0) -> None:
-        """Demand that at the end ``labels`` varies along one axis only, see :class:`Rectangle`."""
+        """Demand that at the end ``labels`` vary along one axis only, see :class:`Rectangle`."""
         self.notes.rectangles.append(Rectangle(labels, pinned, choice, self.where()))
 
     def drop(self, labels: Field, axis: int) -> Field:
-        """Remove an axis (left as size 1); where the field goes on along others, unite along the lost one."""
+        """Reduce an axis to size 1; if the field also varies along other axes, unite along this one."""
         if set(self.space.varies(labels)) - {axis}:
             return self.space.unite_along(labels, axis)
         return first_along(labels, axis)
 
     def expect(self, argument: Callable[..., int], labels: Field, meaning: str, axis: int = 0, offset: int = 0) -> None:
-        """Demand that an integer argument equals the number of positions that stay, whenever it is verified.
+        """Demand that an integer argument equals the number of kept positions; every dry run compares them.
 
         Args:
             argument: Reads the integer from the operator's arguments.
             labels: A field.
             meaning: What the argument is, for messages.
             axis: The axis of ``labels`` whose positions count.
-            offset: What the argument has beyond their number.
+            offset: Constant difference between the argument and their number.
         """
         expectation = Expectation(argument, labels, axis, offset, meaning)
         self.notes.expectations.setdefault(self.index, []).append(expectation)
 
     def mark_inexact(self, labels: Field) -> None:
-        """Note that removing these channels is not the same as setting them to zero, if anything reads the result."""
+        """Record that removing these channels is not the same as setting them to zero, if anything reads the result."""
         if not self.unused:
             self.space.mark_inexact(labels)
 
     def defer(self, labels: Field, narrow: Field) -> None:
-        """Tie ``narrow`` to the axes that it shares with ``labels`` if these are what leaves there; else it stays."""
+        """Tie ``narrow`` to ``labels`` if positions of their common axes can be removed; else it keeps its size."""
         self.rectangle(labels)
         self.notes.deferred.append(Deferred(labels, narrow, self.where()))
 
     def count_macs(self, factor: int, axes: Sequence[tuple[int, Field | None]]) -> None:
-        """Note a cost in MACs: ``factor`` times the number of positions that stay on each axis.
+        """Record a cost in MACs: ``factor`` times the number of kept positions on each axis.
 
         Args:
             factor: Whatever does not depend on labels.
@@ -177,12 +181,12 @@ class RuleContext:
         self.notes.macs.setdefault(self.index, []).append((factor * fixed, tracked))
 
     def reader(self, labels: Field | None) -> None:
-        """Note that these labels of a weight consume channels: the label ends here."""
+        """Record that these labels of a weight read channels: the weight is summed over them."""
         if labels is not None:
             self.notes.readers.append(labels)
 
     def writer(self, labels: Field | None) -> None:
-        """Note that these labels of a weight produce channels."""
+        """Record that these labels of a weight write channels."""
         if labels is not None:
             self.notes.writers.append(labels)
 
@@ -198,7 +202,7 @@ def align(value: Labels, ndim: int) -> Labels:
 
 
 def combine(ctx: RuleContext, operands: Sequence[Labels], shape: tuple[int, ...]) -> tuple[Field, ...]:
-    """Unite what operands of equal rank carry on the same positions; a tracked axis must be so in all of them."""
+    """Unite the labels of operands of equal rank at the same positions; lock axes that only some operands track."""
     _check_tracked(ctx, operands, shape)
     return ctx.space.merge([f for v in operands for f in v.fields])
 
@@ -212,14 +216,14 @@ def _check_tracked(ctx: RuleContext, operands: Sequence[Labels], shape: tuple[in
                 if len(axes_of(f)) > 1:
                     ctx.pin(f, axis)
                 else:
-                    ctx.lock(f, "meets a tensor whose size there is fixed")
+                    ctx.lock(f, "is combined with a tensor that cannot shrink along this axis")
 
 
 def pointwise(ctx: RuleContext, operands: Sequence[Labels], shape: tuple[int, ...]) -> Labels:
-    """Broadcast operands to ``shape`` and unite what falls on the same positions.
+    """Broadcast operands to ``shape`` and unite the labels of equal positions.
 
-    Where channels stand in rows and columns (heads and their width) and meet a constant along one of these, which of
-    the two leaves is not known yet: the constant then follows, or keeps its size.
+    Channels may stand in rows and columns (heads and their width) and be combined with a constant along one of these.
+    Whether rows or columns can be removed is not known yet: the constant then follows, or keeps its size.
     """
     aligned = [align(value, len(shape)) for value in operands]
     _check_tracked(ctx, aligned, shape)

@@ -81,16 +81,16 @@ def convolution(
 
 
 def _off_space(ctx: RuleContext, x: Labels, weight: Labels, slides_over: tuple[int, ...]) -> tuple[Labels, Labels, int]:
-    """Drop the spatial axes of input and weight; returns how often a pair of channels is multiplied there, too."""
+    """Drop the spatial axes of input and weight; also return how often each pair of channels is multiplied there."""
     kernel = weight.shape[2:]
     factor = math.prod(kernel) * math.prod(slides_over[len(slides_over) - len(kernel) :])
     return _flat(ctx, x, len(x.shape) - len(kernel)), _flat(ctx, weight, 2), factor
 
 
 def _whole_groups(ctx: RuleContext, x: Labels, weight: Labels, groups: int, factor: int) -> Field | None:
-    """Tie what the groups of a convolution read to the first axis of its weight, which is returned."""
+    """Tie the channels that a grouped convolution reads to the first axis of its weight, which is returned."""
     filters = weight.along(0)
-    ctx.lock(weight.along(1), "is counted per group")
+    ctx.lock(weight.along(1), "is an input channel within the groups of a grouped convolution")
     _tie_groups(ctx, x.along(-1), filters, groups)
     ctx.writer(filters)
     ctx.count_macs(factor * math.prod(x.shape[:-1]) * weight.shape[1], [(weight.shape[0], labels_along(filters, 0))])
@@ -98,23 +98,23 @@ def _whole_groups(ctx: RuleContext, x: Labels, weight: Labels, groups: int, fact
 
 
 def _flat(ctx: RuleContext, value: Labels, keep: int) -> Labels:
-    """Drop spatial (or kernel) axes; a field that varies there cannot be followed."""
+    """Drop spatial (or kernel) axes, and lock the fields that vary along them."""
     for f in value.fields:
         if max(f.shape[keep:], default=1) > 1:
-            ctx.lock(f, "varies over the positions that a convolution slides over")
+            ctx.lock(f, "lies along a spatial axis of a convolution")
     fields = tuple(f.reshape(f.shape[:keep]) for f in value.fields if max(f.shape[keep:], default=1) == 1)
     return Labels(value.shape[:keep], fields, value.direct, value.static)
 
 
 def _beside_channels(x: Labels) -> tuple[Field, ...]:
-    """Return what is tracked along the batch only: it passes through."""
+    """Return the fields that vary along the batch only, which the result has too."""
     return tuple(f for f in x.fields if f.shape[-1] == 1)
 
 
 def _tie_groups(ctx: RuleContext, channels: Field | None, filters: Field | None, groups: int) -> None:
-    """Whole groups of a grouped convolution leave together: what they read and what they write."""
+    """Unite all channels that one group of a grouped convolution reads or writes: only whole groups are removed."""
     if channels is None or filters is None:
-        ctx.tie(channels, filters, "meets a tensor whose size there is fixed")
+        ctx.tie(channels, filters, "is combined with a tensor that cannot shrink along this axis")
         return
     for lost in axes_of(channels)[:-1]:
         channels = ctx.space.unite_along(channels, lost)

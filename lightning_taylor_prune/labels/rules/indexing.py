@@ -1,4 +1,4 @@
-"""Rules for operators that take parts of a tensor: slices, pieces, positions chosen by number or by data."""
+"""Rules for operators that take parts of a tensor: slices, pieces, positions chosen by index or by a tensor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lightning_taylor_prune.labels.space import Field, Labels
 def slice_a_half(
     ctx: RuleContext, x: Labels, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> Labels:
-    """One half of an axis that is cut in the middle: both halves lose the same positions."""
+    """One half of an axis: the same positions are removed from both halves."""
     size, length = x.shape[dim], ctx.shape[dim]
     labels = x.along(dim)
     if labels is not None and step == 1 and 2 * length == size and _slice_start(x, dim, start) in (0, length):
@@ -34,7 +34,7 @@ def slice_a_half(
 
 @register_rule("aten.slice", "aten.narrow", fallbacks=[slice_a_half])
 def slice_(ctx: RuleContext, x: Labels, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Labels:
-    """A range of positions, whose bounds user code holds; every cut is verified against them."""
+    """A range of positions, whose bounds are in the network's code; every cut is verified against them."""
     shape = ctx.shape
     dim %= len(shape)
     labels, size = x.along(dim), x.shape[dim]
@@ -60,7 +60,7 @@ def _slice_start(x: Any, dim: int = 0, start: Any = None, end: Any = None, step:
 @register_rule("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unsafe_chunk", "aten.unsafe_split")
 @register_rule("aten.tensor_split")
 def split(ctx: RuleContext, x: Labels, sizes: Any, dim: int = 0) -> list[Labels]:
-    """Pieces along one axis. Equal ones lose the same positions, so that the code's arithmetic still holds."""
+    """Pieces along one axis. The same positions are removed from pieces of equal size, so that they remain equal."""
     shapes = ctx.shapes
     dim %= len(x.shape)
     labels = x.along(dim)
@@ -86,7 +86,7 @@ def split_along(ctx: RuleContext, x: Labels, sizes: Any) -> list[Labels]:
 
 @register_rule("aten.select")
 def select(ctx: RuleContext, x: Labels, dim: int, index: int) -> Labels:
-    """One position, by a number that user code holds: the others must not move."""
+    """One position, by an index in the network's code: the others must not move."""
     dim %= len(x.shape)
     if (labels := x.along(dim)) is not None:
         ctx.pin(labels, dim)
@@ -95,13 +95,13 @@ def select(ctx: RuleContext, x: Labels, dim: int, index: int) -> Labels:
 
 @register_rule("aten.unbind")
 def unbind(ctx: RuleContext, x: Labels, dim: int = 0) -> list[Labels]:
-    """All positions of an axis, one by one; user code counts on their number."""
+    """All positions of an axis, one by one; the network's code relies on their number."""
     return [select(ctx, x, dim, i) for i in range(x.shape[dim])]
 
 
 @register_rule("aten.gather", "aten.take_along_dim", "aten.scatter", "aten.scatter_add", "aten.scatter_reduce")
 def gather(ctx: RuleContext, x: Labels, dim: int | None, *args: Any, **kwargs: Any) -> Labels:
-    """Positions along one axis chosen by data, for each position of the others: there, all operands match."""
+    """Positions along one axis chosen by a tensor of indices; on the other axes all operands are tied."""
     if isinstance(dim, Labels):  # take_along_dim has its indices first
         args, dim = (dim,), (args[0] if args else kwargs.get("dim"))
     return _picked(ctx, [x, *find_labels([*args, kwargs])], dim)
@@ -109,23 +109,23 @@ def gather(ctx: RuleContext, x: Labels, dim: int | None, *args: Any, **kwargs: A
 
 @register_rule("aten.index_add", "aten.index_copy", "aten.index_fill", "aten.index_reduce")
 def index_add(ctx: RuleContext, x: Labels, dim: int, index: Labels, *args: Any, **kwargs: Any) -> Labels:
-    """Rows chosen by data: they lock, the other axes match."""
-    ctx.lock_all([index], "picks out positions")
+    """Rows chosen by a tensor of indices: they are locked, and the other axes are tied."""
+    ctx.lock_all([index], "is used as an index")
     return _picked(ctx, [x, *(v for v in find_labels([*args, kwargs]) if v.shape)], dim)
 
 
 def _picked(ctx: RuleContext, operands: Sequence[Labels], dim: int | None) -> Labels:
-    """Lock what varies along the axis on which data choose; along the others operands match, position by position."""
+    """Lock the labels along the indexed axis; on the other axes tie all operands, position by position."""
     shape, rank = ctx.shape, len(ctx.shape)
     static = all(v.static for v in operands)
     broadcast = operator_name(ctx.node.target) == "aten.take_along_dim"
     sizes = {len(v.shape) if broadcast or dim is None else resized(v.shape, dim % rank, 1) for v in operands}
     if dim is None or len(sizes) > 1 or any(len(v.shape) != rank for v in operands):
-        ctx.lock_all(operands, "is indexed by data")
+        ctx.lock_all(operands, "is indexed by a tensor")
         return Labels(shape, static=static)
     dim %= rank
     for v in operands:
-        ctx.lock(v.along(dim), "is indexed by data")
+        ctx.lock(v.along(dim), "is indexed by a tensor")
     rest = pointwise(ctx, [without_axis(v, dim) for v in operands], resized(shape, dim, 1))
     return Labels(shape, rest.fields, static=static)
 
@@ -139,13 +139,13 @@ def windows(ctx: RuleContext, x: Labels, dim: int, size: int, step: int) -> Labe
 
 @register_rule("aten.index", "aten.index_select", "aten.masked_select")
 def index(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Labels:
-    """Positions chosen by data: what is indexed locks, the axes before and after pass through."""
+    """Positions chosen by tensors: the indexed axes are locked, the result has the axes before and after them."""
     dims, consumed = _indexed_axes(x, args)
     for dim in dims:
-        ctx.lock(x.along(dim), "is indexed by data")
+        ctx.lock(x.along(dim), "is indexed by a tensor")
     shape = ctx.shape
     if not consumed:
-        ctx.lock_all([x], "is indexed by data")
+        ctx.lock_all([x], "is indexed by a tensor")
         return Labels(shape, static=x.static)
     first, last = min(dims), max(dims)
     inserted = len(shape) - (len(x.shape) - (last - first + 1))
@@ -158,7 +158,7 @@ def index(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Labels:
 
 
 def _indexed_axes(x: Labels, args: tuple[Any, ...]) -> tuple[list[int], bool]:
-    """Return the axes that data index, and whether they stand together and none between is passed through."""
+    """Return the indexed axes, and whether they are adjacent and indexed by integers or tensors only."""
     if isinstance(args[0], (list, tuple)):
         dims = [i for i, item in enumerate(args[0]) if item is not None]
         return dims, bool(dims) and dims == list(range(dims[0], dims[-1] + 1)) and _no_masks(args[0])
@@ -173,7 +173,7 @@ def _no_masks(indices: Sequence[Any]) -> bool:
 
 @register_rule("aten.glu")
 def glu(ctx: RuleContext, x: Labels, dim: int = -1) -> Labels:
-    """One half gates the other: position i of both leaves together."""
+    """One half gates the other: position i of both halves is removed together."""
     dim %= len(x.shape)
     half = x.shape[dim] // 2
     fields: list[Field] = []

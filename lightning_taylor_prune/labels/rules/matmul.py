@@ -128,7 +128,7 @@ def attention(
     *args: Any,
     **kwargs: Any,
 ) -> Labels:
-    """``softmax(q @ k.T) @ v``: heads (batch axes) go through, query and key widths are contracted."""
+    """``softmax(q @ k.T) @ v``: heads (batch axes) are kept, query and key widths are summed over."""
     if kwargs.get("enable_gqa"):
         k, v = (_shared_heads(x, q.shape[-3] // x.shape[-3]) for x in (k, v))
     lead = ascii_lowercase[: len(q.shape) - 2]
@@ -139,7 +139,7 @@ def attention(
 
 
 def _shared_heads(x: Labels, times: int) -> Labels:
-    """Repeat every key-value head for the query heads that share it: they leave with it."""
+    """Repeat every key-value head for the query heads that share it: all of these are removed together."""
     axis = len(x.shape) - 3
     shape = (*x.shape[:axis], x.shape[axis] * times, *x.shape[axis + 1 :])
     return Labels(shape, tuple(np.repeat(f, times, axis) if f.shape[axis] > 1 else f for f in x.fields))
@@ -147,8 +147,8 @@ def _shared_heads(x: Labels, times: int) -> Labels:
 
 @register_rule("aten.embedding")
 def embedding(ctx: RuleContext, weight: Labels, indices: Labels, *args: Any, **kwargs: Any) -> Labels:
-    """Rows of a table: the rows stay, the columns are channels."""
-    ctx.lock(weight.along(0), "is indexed by data")
+    """Rows of a table: all rows are kept, the columns are channels."""
+    ctx.lock(weight.along(0), "is indexed by a tensor")
     columns = weight.along(1)
     ctx.writer(columns)
     rank = len(ctx.shape)
@@ -158,5 +158,5 @@ def embedding(ctx: RuleContext, weight: Labels, indices: Labels, *args: Any, **k
 @register_rule("aten.embedding_bag", "aten._embedding_bag")
 def embedding_bag(ctx: RuleContext, weight: Labels, indices: Labels, *args: Any, **kwargs: Any) -> list[Labels]:
     """Rows of a table, summed up in bags."""
-    ctx.lock_all(find_labels([indices, *args, kwargs]), "is indexed by data")
+    ctx.lock_all(find_labels([indices, *args, kwargs]), "is indexed by a tensor")
     return [embedding(ctx, weight, indices), *(Labels(shape) for shape in ctx.shapes[1:])]

@@ -1,4 +1,4 @@
-"""Rules for normalisation and what else has one number per channel."""
+"""Rules for normalisation and for other operators with one number per channel."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def per_channel(ctx: RuleContext, x: Labels, vectors: Sequence[Labels | None], a
 def batch_norm(
     ctx: RuleContext,
     x: Labels,
-    weight: Any,
-    bias: Any,
-    mean: Any,
-    var: Any,
+    weight: Labels | None,
+    bias: Labels | None,
+    mean: Labels | None,
+    var: Labels | None,
     training: bool = True,
     *args: Any,
     **kwargs: Any,
 ) -> Labels:
-    """Statistics per channel: every channel stands for itself; what they are taken over is prunable, but inexactly."""
+    """Statistics per channel: channels are exact. The axes that are averaged can be pruned too, but not exactly."""
     averaged = {axis for axis in range(len(x.shape)) if axis != 1} if training else set()
     if operator_name(ctx.node.target) == "aten.instance_norm":
         averaged.discard(0)
@@ -59,11 +59,11 @@ def layer_norm(
     ctx: RuleContext,
     x: Labels,
     normalized_shape: Sequence[int],
-    weight: Any = None,
-    bias: Any = None,
+    weight: Labels | None = None,
+    bias: Labels | None = None,
     *args: Any,
 ) -> Labels:
-    """Statistics over the last axes: prunable, but removal changes what the others are divided by."""
+    """Statistics over the last axes: these can be pruned, but then the kept positions are scaled differently."""
     result = pointwise(ctx, find_labels([x, weight, bias]), x.shape)
     for axis in range(len(x.shape) - len(normalized_shape), len(x.shape)):
         if (labels := result.along(axis)) is not None:
@@ -72,17 +72,19 @@ def layer_norm(
 
 
 def group_norm_otherwise(
-    ctx: RuleContext, x: Labels, groups: int, weight: Any = None, bias: Any = None, *args: Any
+    ctx: RuleContext, x: Labels, groups: int, weight: Labels | None = None, bias: Labels | None = None, *args: Any
 ) -> Labels:
-    """The other way to keep groups equally large than the one that :func:`group_norm` prefers."""
+    """The choice that :func:`group_norm` does not try first."""
     return _group_norm(ctx, x, groups, [weight, bias], preferred=False)
 
 
 @register_rule("aten.group_norm", fallbacks=[group_norm_otherwise])
-def group_norm(ctx: RuleContext, x: Labels, groups: int, weight: Any = None, bias: Any = None, *args: Any) -> Labels:
-    """Statistics per group of channels: all groups stay equally large, or whole groups are removed.
+def group_norm(
+    ctx: RuleContext, x: Labels, groups: int, weight: Labels | None = None, bias: Labels | None = None, *args: Any
+) -> Labels:
+    """Statistics per group of channels: either all groups remain equally large, or whole groups are removed.
 
-    Whichever gives the finer units is tried first; removing whole groups is exact.
+    The choice with the smaller units is tried first; removing whole groups is exact.
     """
     return _group_norm(ctx, x, groups, [weight, bias], preferred=True)
 
@@ -91,7 +93,7 @@ def _group_norm(ctx: RuleContext, x: Labels, groups: int, vectors: Sequence[Labe
     result = per_channel(ctx, x, vectors)
     labels = result.along(1)
     if labels is None or len(axes_of(labels)) > 1:
-        ctx.lock(labels, "varies along other axes in a group normalisation")
+        ctx.lock(labels, "lies along several axes in a group normalisation")
         return result
     table = labels.reshape(groups, -1)
     if whole_groups_first(groups, table.shape[1]) == preferred:

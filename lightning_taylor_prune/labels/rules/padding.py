@@ -21,7 +21,7 @@ def _constant_pad(ctx: RuleContext, x: Labels, pad_: Sequence[int], fixed: bool)
         if labels is None or (left == 0 and right == 0):
             continue
         if left < 0 or right < 0:
-            ctx.lock(labels, "is padded or cropped by a fixed number")
+            ctx.lock(labels, "is padded or cropped by a fixed number of positions")
         padded = _pad_axis(ctx, labels, axis, max(left, 0), max(right, 0), fixed)
         stop = padded.shape[axis] + min(right, 0)
         fields = [range_of(padded, axis, max(-left, 0), stop) if f is labels else f for f in fields]
@@ -34,7 +34,7 @@ def _pad_axis(ctx: RuleContext, labels: Field, axis: int, left: int, right: int,
     for place, count, side in ((first, left, "left"), (first + 1, right, "right")):
         new = ctx.free(count)
         if fixed and count:
-            ctx.lock(new, "is added to padding whose width is fixed")
+            ctx.lock(new, "is combined with padding of a fixed width")
         wide = np.broadcast_to(on_axis(new, axis, labels.ndim), resized(labels.shape, axis, count))
         if count:
             ctx.expect(lambda x, pad_, *a, place=place, **k: pad_[place], wide, f"padding on the {side}", axis)
@@ -43,26 +43,26 @@ def _pad_axis(ctx: RuleContext, labels: Field, axis: int, left: int, right: int,
 
 
 def constant_pad_of_fixed_width(ctx: RuleContext, x: Labels, pad_: Sequence[int], value: Any = 0) -> Labels:
-    """The same where the code does not let the width of the padding follow."""
+    """Constant padding whose width is fixed in the network's code."""
     return _constant_pad(ctx, x, pad_, fixed=True)
 
 
 @register_rule("aten.constant_pad_nd", fallbacks=[constant_pad_of_fixed_width])
 def constant_pad(ctx: RuleContext, x: Labels, pad_: Sequence[int], value: Any = 0) -> Labels:
-    """Constants around a tensor; along a tracked axis they are positions of their own, that code counts."""
+    """Constants around a tensor; on a tracked axis they get labels of their own, which the code counts."""
     return _constant_pad(ctx, x, pad_, fixed=False)
 
 
 def pad_of_fixed_width(
     ctx: RuleContext, x: Labels, pad_: Sequence[int], mode: str = "constant", value: Any = None
 ) -> Labels:
-    """The same where the code does not let the width of constant padding follow."""
+    """Padding of any mode; constant padding has a width that is fixed in the network's code."""
     return constant_pad_of_fixed_width(ctx, x, pad_) if mode == "constant" else pad(ctx, x, pad_, mode)
 
 
 @register_rule("aten.pad", fallbacks=[pad_of_fixed_width])
 def pad(ctx: RuleContext, x: Labels, pad_: Sequence[int], mode: str = "constant", value: Any = None) -> Labels:
-    """Padding of any mode; modes that copy positions lock a tracked axis."""
+    """Padding of any mode; modes that copy positions lock the labels of the padded axis."""
     if mode == "constant":
         return constant_pad(ctx, x, pad_)
     for i in range(len(pad_) // 2):

@@ -63,33 +63,33 @@ def view_as_real(ctx: RuleContext, x: Labels) -> Labels:
 
 @register_rule("aten.view_as_complex")
 def view_as_complex(ctx: RuleContext, x: Labels) -> Labels:
-    """The last axis holds real and imaginary parts: both leave together, with whatever else they vary along."""
+    """The last axis holds real and imaginary parts: the two parts of a number are removed together."""
     last = len(x.shape) - 1
     fields = []
     for f in x.fields:
         if axes_of(f) == (last,):
-            ctx.lock(f, "is a real and an imaginary part")
+            ctx.lock(f, "is the real or imaginary part of a complex number")
         fields.append(ctx.drop(f, last)[..., 0])
     return moved(x, ctx.shape, fields)
 
 
 @register_rule("aten.roll")
 def roll(ctx: RuleContext, x: Labels, shifts: Any, dims: Any = ()) -> Labels:
-    """Positions moved round by a number that user code holds: along a tracked axis none may leave."""
+    """Positions shifted by a number in the network's code: none of a tracked axis can be removed."""
     axes = [dims] if isinstance(dims, int) else list(dims) or range(len(x.shape))
     for axis in axes:
-        ctx.lock(x.along(axis), "is rolled along this axis by a fixed number")
+        ctx.lock(x.along(axis), "is rolled along this axis by a fixed number of positions")
     return x
 
 
 @register_rule("aten.channel_shuffle", "aten.native_channel_shuffle")
 def channel_shuffle(ctx: RuleContext, x: Labels, groups: int) -> Labels:
-    """Channels dealt out over groups: the same position of every group leaves together."""
+    """Channels interleaved between groups: the same position of every group is removed together."""
     labels = x.along(1)
     if labels is None:
         return x
     if len(axes_of(labels)) > 1:
-        ctx.lock(labels, "is shuffled while it varies along other axes")
+        ctx.lock(labels, "lies along several axes when it is shuffled")
         return x
     unite_pieces(ctx, labels, 1, groups)
     shuffled = labels.reshape(groups, -1).T.reshape(labels.shape)

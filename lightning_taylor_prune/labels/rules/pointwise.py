@@ -1,16 +1,16 @@
-"""Rules for operators that work position by position, pass their input on, or make tensors from nothing."""
+"""Rules for operators that work position by position, return their input, or create tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_taylor_prune.labels.rules.context import RuleContext, find_labels, pointwise
+from lightning_taylor_prune.labels.rules.context import Results, RuleContext, find_labels, pointwise
 from lightning_taylor_prune.labels.rules.registry import register_rule
 from lightning_taylor_prune.labels.space import Labels, on_axis
 
-# Operators that torch does not tag as pointwise, or that only are so in what they do to labels; all others that carry
-# the tag come here by themselves (`find_rules`).
+# Operators without torch's tag for pointwise operators that treat labels like one. Operators with the tag need no name
+# here: `find_rules` finds this rule for them.
 _POINTWISE = """
     add sub mul div where masked_fill copy lerp addcmul addcdiv clamp dropout alpha_dropout feature_dropout
     feature_alpha_dropout native_dropout leaky_relu relu6 hardtanh hardswish hardsigmoid gelu silu mish elu celu
@@ -38,7 +38,7 @@ _CONSTANTS = """
 
 
 @register_rule(*(f"aten.{name}" for name in dict.fromkeys(_POINTWISE.split())))
-def elementwise(ctx: RuleContext, *args: Any, **kwargs: Any) -> Any:
+def elementwise(ctx: RuleContext, *args: Any, **kwargs: Any) -> Results:
     """Result position i depends on position i of every operand (after broadcasting)."""
     operands = find_labels([*args, kwargs])
     results = [pointwise(ctx, operands, shape) for shape in ctx.shapes]
@@ -52,15 +52,15 @@ def unchanged(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Labels:
 
 
 def fill_of_fixed_size(ctx: RuleContext, *args: Any, **kwargs: Any) -> Labels:
-    """A tensor made from nothing, whose size the code does not let follow."""
+    """A new tensor whose size is fixed in the network's code."""
     return Labels(ctx.shape)
 
 
 @register_rule(*(f"aten.{name}" for name in _FILLS.split()), fallbacks=[fill_of_fixed_size])
 def fill(ctx: RuleContext, *args: Any, **kwargs: Any) -> Labels:
-    """A tensor made from nothing: every position equals every other, so any may be removed.
+    """A new tensor with equal values at all positions, any of which may be removed.
 
-    Whether the size in the user's code follows is for verification to find out.
+    The dry run finds out whether the size in the network's code follows.
     """
     shape = ctx.shape
     fields = tuple(on_axis(ctx.free(n), i, len(shape)) for i, n in enumerate(shape) if n > 1)
@@ -69,7 +69,7 @@ def fill(ctx: RuleContext, *args: Any, **kwargs: Any) -> Labels:
 
 @register_rule(*(f"aten.{name}" for name in _CONSTANTS.split()))
 def constant(ctx: RuleContext, *args: Any, **kwargs: Any) -> Labels:
-    """A tensor made from nothing, in which the positions differ: none may leave."""
+    """A new tensor whose positions differ: none can be removed."""
     return Labels(ctx.shape, static=True)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lightning_taylor_prune.labels.rules.axes import moved
-from lightning_taylor_prune.labels.rules.context import RuleContext, find_labels, pointwise
+from lightning_taylor_prune.labels.rules.context import Results, RuleContext, find_labels, pointwise
 from lightning_taylor_prune.labels.rules.registry import operator_name, register_rule
 from lightning_taylor_prune.labels.space import Field, Labels, axes_of
 
@@ -18,8 +18,8 @@ from lightning_taylor_prune.labels.space import Field, Labels, axes_of
 @register_rule("aten.var_mean", "aten.std_mean", "aten.aminmax", "aten.all", "aten.any", "aten.count_nonzero")
 @register_rule("aten.nanmean", "aten.special_logsumexp", "aten.linalg_norm", "aten.linalg_matrix_norm")
 @register_rule("aten.frobenius_norm", "aten.nuclear_norm", "aten.median", "aten.nanmedian", "aten.mode")
-def reduce(ctx: RuleContext, *args: Any, **kwargs: Any) -> Any:
-    """Axes summed up in some way: those that the shapes before and after tell, and ``dim`` where they do not."""
+def reduce(ctx: RuleContext, *args: Any, **kwargs: Any) -> Results:
+    """Axes reduced in some way: those of ``dim``, or all."""
     operands = find_labels(list(args))
     if len(operands) > 1:  # the two-tensor form of max and min
         return pointwise(ctx, operands, ctx.shape)
@@ -27,7 +27,7 @@ def reduce(ctx: RuleContext, *args: Any, **kwargs: Any) -> Any:
     axes, keepdim = _axes_of_operator(ctx, x, args, kwargs)
     fields = [_reduced(ctx, f, axes, keepdim) for f in x.fields]
     if operator_name(ctx.node.target) in _WITH_INDICES and _uses_indices(ctx):
-        ctx.lock_all([x], "is compared, and the position of the winner is used")
+        ctx.lock_all([x], "is reduced to a maximum, minimum or median whose index is used")
     results = [moved(x, shape, fields).computed() for shape in ctx.shapes]
     return results if isinstance(ctx.node.meta["val"], (tuple, list)) else results[0]
 
@@ -68,7 +68,7 @@ def _uses_indices(ctx: RuleContext) -> bool:
 
 @register_rule("aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax", "aten.logcumsumexp")
 def softmax(ctx: RuleContext, x: Labels, dim: int, *args: Any, **kwargs: Any) -> Labels:
-    """Shares of a sum along an axis: prunable, but removal is not the same as zero."""
+    """Shares of a sum along an axis: it can be pruned, but removing a position is not the same as zeroing it."""
     if (labels := x.along(dim)) is not None:
         ctx.mark_inexact(labels)
     return x.computed()
@@ -76,7 +76,7 @@ def softmax(ctx: RuleContext, x: Labels, dim: int, *args: Any, **kwargs: Any) ->
 
 @register_rule("aten.cosine_similarity", "aten.pairwise_distance", "aten.dist")
 def distance(ctx: RuleContext, a: Labels, b: Labels, *args: Any, **kwargs: Any) -> Labels:
-    """Two tensors compared position by position, and the outcome summed up over an axis (the last) or over all."""
+    """Two tensors compared position by position, and the results summed over one axis or over all."""
     both = pointwise(ctx, [a, b], np.broadcast_shapes(a.shape, b.shape))
     axes, keepdim = _axes_of_operator(ctx, both, (a, b, *args), kwargs)
     if operator_name(ctx.node.target) == "aten.pairwise_distance":
@@ -92,7 +92,7 @@ _LOSSES = """
 
 @register_rule(*(f"aten.{name}" for name in _LOSSES.split()))
 def loss(ctx: RuleContext, *args: Any, **kwargs: Any) -> Labels:
-    """Position by position; where the shape afterwards tells, summed up over all of them."""
+    """A loss per position, summed over all positions unless the result has the shape of the operands."""
     operands = find_labels([*args, kwargs])
     value = pointwise(ctx, operands, np.broadcast_shapes(*(v.shape for v in operands)))
     if ctx.shape == value.shape:
@@ -104,11 +104,13 @@ def loss(ctx: RuleContext, *args: Any, **kwargs: Any) -> Labels:
 
 @register_rule("aten.cumsum", "aten.cumprod", "aten.cummax", "aten.cummin", "aten.sort", "aten.topk", "aten.argsort")
 @register_rule("aten.argmax", "aten.argmin", "aten.kthvalue", "aten.diff")
-def ordered(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Any:
+def ordered(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Results:
     """Operators whose result depends on the order or number of positions along an axis: they lock it."""
     axes, _ = _axes_of_operator(ctx, x, (x, *args), kwargs)
-    ctx.lock_all(find_labels([*args, kwargs]), "depends on the order or number of positions")
-    return _hold(ctx, x, axes, "depends on the order or number of positions")
+    ctx.lock_all(
+        find_labels([*args, kwargs]), "is used by an operator that depends on the order or number of positions"
+    )
+    return _hold(ctx, x, axes, "is used by an operator that depends on the order or number of positions")
 
 
 _TRANSFORMS = "fft ifft rfft irfft hfft ihfft"
@@ -117,14 +119,14 @@ _FOURIER = [f"{name}{n}" for name in _TRANSFORMS.split() for n in ("", "2", "n")
 
 
 @register_rule(*(f"aten.fft_{name}" for name in _FOURIER))
-def fourier(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Any:
+def fourier(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Results:
     """Every position along the transformed axes depends on all of them, and on their number."""
     axes, _ = _axes_of_operator(ctx, x, (x, *args), kwargs)
     return _hold(ctx, x, axes, "is Fourier-transformed along this axis")
 
 
-def _hold(ctx: RuleContext, x: Labels, axes: Sequence[int], why: str) -> Any:
-    """Lock what varies along some axes; the rest passes through."""
+def _hold(ctx: RuleContext, x: Labels, axes: Sequence[int], why: str) -> Results:
+    """Lock the labels that vary along some axes; the result has all others."""
     for f in x.fields:
         if set(axes_of(f)) & set(axes):
             ctx.lock(f, why)
@@ -136,6 +138,6 @@ def _hold(ctx: RuleContext, x: Labels, axes: Sequence[int], why: str) -> Any:
 
 
 @register_rule("aten.tril", "aten.triu")
-def triangle(ctx: RuleContext, x: Labels, diagonal: int = 0) -> Any:
-    """What lies on one side of a diagonal: rows and columns keep their places."""
-    return _hold(ctx, x, [len(x.shape) - 2, len(x.shape) - 1], "is cut along a diagonal")
+def triangle(ctx: RuleContext, x: Labels, diagonal: int = 0) -> Results:
+    """One side of a diagonal: rows and columns must keep their positions."""
+    return _hold(ctx, x, [len(x.shape) - 2, len(x.shape) - 1], "is masked along a diagonal")

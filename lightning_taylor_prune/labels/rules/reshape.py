@@ -48,7 +48,7 @@ def reshape_field(labels: Field, old: tuple[int, ...], new: tuple[int, ...]) -> 
 def _reshape(ctx: RuleContext, x: Labels, choice: int) -> Labels:
     shape = ctx.shape
     if 0 in shape:
-        ctx.lock_all([x], "has no elements")
+        ctx.lock_all([x], "is part of a tensor without elements")
         return Labels(shape)
     # A weight counts its channels before its kernel positions, and these are never removed.
     fields = sorted(x.fields, key=lambda f: f.min()) if x.static else x.fields
@@ -60,7 +60,7 @@ def _reshape(ctx: RuleContext, x: Labels, choice: int) -> Labels:
 
 
 def reshape_to_second_axis(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Labels:
-    """The same, but of channels that now stand in rows and columns the second longest axis shrinks."""
+    """Regroup axes; if channels then stand in rows and columns, the second longest axis shrinks."""
     return _reshape(ctx, x, choice=1)
 
 
@@ -70,28 +70,28 @@ _REGROUPING = """
 """
 
 
-# Code that takes the size of one axis for another's often stands in a reshape: a tie explains it better.
+# If code uses the size of one axis for another one, it is often in a reshape: so a tie is tried first.
 @register_rule(*(f"aten.{name}" for name in _REGROUPING.split()), after_ties=[reshape_to_second_axis])
 def reshape(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Labels:
-    """Everything that only regroups axes; the shapes before and after say all."""
+    """Regroup axes, as the shapes of operand and result say."""
     return _reshape(ctx, x, choice=0)
 
 
 def _one_per_axis(ctx: RuleContext, fields: Sequence[Field]) -> list[Field]:
-    """Where several tracked axes become one, follow the first that can shrink; the others keep their size."""
+    """Where several tracked axes become one, track the first that can shrink; the others keep their size."""
     clashing = [f for f in fields if any(g is not f and set(axes_of(f)) & set(axes_of(g)) for g in fields)]
     fixed = {id(f) for f in clashing if ctx.space.is_locked(f)}
     kept: list[Field] = []
     for f in (f for f in fields if id(f) not in fixed):
         if any(set(axes_of(f)) & set(axes_of(other)) for other in kept):
-            ctx.lock(f, "becomes one axis with other channels")
+            ctx.lock(f, "is flattened into one axis with other channels")
         else:
             kept.append(f)
     return kept
 
 
 def _compact(ctx: RuleContext, labels: Field) -> Field:
-    """Stop tracking axes along which all labels are the same, unless nothing would be left."""
+    """Stop tracking axes along which all labels are equal, unless no axis would be tracked any more."""
     varying = ctx.space.varies(labels)
     for axis in axes_of(labels) if varying else ():
         if axis not in varying:

@@ -1,15 +1,15 @@
-"""Operators that labels cannot follow: they lock what they touch, with the reason."""
+"""Operators that labels cannot follow: the channels that they use are locked, with the reason."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lightning_taylor_prune.labels.rules.context import RuleContext, find_labels
+from lightning_taylor_prune.labels.rules.context import Results, RuleContext, find_labels
 from lightning_taylor_prune.labels.rules.registry import Rule, register_rule
 from lightning_taylor_prune.labels.space import Labels
 
 _LOCKING = {
-    "depends on the order or number of positions": """
+    "is used by an operator that depends on the order or number of positions": """
         quantile nanquantile histc bincount multinomial nonzero nonzero_numpy unique_consecutive unique_dim _unique2
         isin searchsorted bucketize one_hot
     """,
@@ -17,25 +17,25 @@ _LOCKING = {
         cross_entropy_loss nll_loss nll_loss2d nll_loss_nd multi_margin_loss multilabel_margin_loss ctc_loss
         cosine_embedding_loss triplet_margin_loss
     """,
-    "is measured against every other position": "cdist _cdist_forward pdist cov corrcoef",
-    "is taken as a matrix": """
+    "is compared with every other position": "cdist _cdist_forward pdist cov corrcoef",
+    "is used by an operator on whole matrices": """
         linalg_inv inverse linalg_pinv pinverse linalg_solve linalg_qr linalg_svd svd linalg_eigh linalg_det
         linalg_slogdet linalg_cholesky cholesky linalg_matrix_exp matrix_exp linalg_cross cross kron
     """,
-    "is taken apart by its diagonals": "diag diag_embed diagflat diagonal trace",
-    "is indexed by data": "index_put _index_put_impl _unsafe_index_put put take masked_scatter",
-    "is laid out anew": "as_strided rot90 block_diag cartesian_prod",
-    "is a signal that is cut into frames": "stft istft",
-    "belongs to a recurrent cell, whose gates and states share one width": """
+    "is read along a diagonal": "diag diag_embed diagflat diagonal trace",
+    "is indexed by a tensor": "index_put _index_put_impl _unsafe_index_put put take masked_scatter",
+    "is rearranged in a way that labels cannot follow": "as_strided rot90 block_diag cartesian_prod",
+    "is cut into overlapping frames": "stft istft",
+    "belongs to a recurrent layer, whose gates and states share one width": """
         lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
     """,
-    "makes a grid of positions": "affine_grid_generator",
+    "defines a grid of coordinates": "affine_grid_generator",
 }
 """Operators that cannot be followed, by the reason."""
 
 
 def _locks(why: str) -> Rule:
-    def rule(ctx: RuleContext, *args: Any, **kwargs: Any) -> Any:
+    def rule(ctx: RuleContext, *args: Any, **kwargs: Any) -> Results:
         operands = find_labels([*args, kwargs])
         ctx.lock_all(operands, why)
         results = [Labels(shape, static=all(v.static for v in operands)) for shape in ctx.shapes]

@@ -14,15 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from lightning_taylor_prune.labels.propagate import Propagation, propagate
-from lightning_taylor_prune.labels.space import Field, Labels
+from lightning_taylor_prune.labels.space import Field, Labels, axes_of
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.graph import trace
 
 Function = Callable[..., Any]
 
+TOKENS = torch.randn(2, 5, 6)
+
 
 class _Holder(nn.Module):
-    """Calls a function on its parameters; nothing leaves, so nothing locks for that reason."""
+    """Calls a function on its parameters; it returns nothing, so that no output is locked."""
 
     def __init__(self, function: Function, operands: Sequence[Tensor], live: bool) -> None:
         super().__init__()
@@ -64,11 +66,11 @@ class Labelled:
         return [roots for i in range(len(self.operands)) for roots in self.roots_of(i) if roots is not None]
 
     def whole(self) -> set[int]:
-        """Return the components that are all of an axis: they cannot leave either."""
+        """Return the components that are all of an axis: they cannot be removed either."""
         return {int(roots[0]) for roots in self.all_roots() if (roots == roots[0]).all()}
 
     def removable(self) -> list[int]:
-        """Return the components that could leave: not locked, exact, and not the whole of an axis."""
+        """Return the components that can be removed: not locked, exact, and not the whole of an axis."""
         banned = self.whole() | set(self.outcome.locked) | set(self.outcome.inexact.tolist())
         return sorted({int(root) for roots in self.all_roots() for root in roots} - banned)
 
@@ -135,3 +137,25 @@ def _drop(tensor: Tensor, roots: Field, axis: int, root: int) -> Tensor:
         return tensor
     others = tuple(a for a in range(roots.ndim) if a != axis)
     return tensor.index_select(axis, torch.tensor(np.flatnonzero(~(roots == root).all(axis=others))))
+
+
+def check_dependence(function: Function, operands: Sequence[Tensor], live: bool = False) -> None:
+    """Zero the operands at a label of the result: the result changes at that label's positions, and nowhere else."""
+    labelled = Labelled(function, operands, live)
+    before = function(*labelled.operands)
+    for root in labelled.removable():
+        differs = function(*labelled.without(root, zeroed=True)) != before
+        for f in labelled.results[0].fields:
+            (axis,) = axes_of(f)
+            marked = labelled.outcome.roots[f].ravel() == root
+            if marked.any():
+                changed = differs.movedim(axis, 0).reshape(len(marked), -1).any(1)
+                assert changed.tolist() == marked.tolist()
+
+
+def channels_of(labelled: Labelled, axis: int = 1) -> set[int]:
+    return set(labelled.roots_of(0)[axis].tolist())  # type: ignore[union-attr]
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.double)

@@ -1,4 +1,4 @@
-"""Operators that work position by position: what they bring together leaves together."""
+"""Operators that work position by position: positions that they combine are removed together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.labels.rules.laws import Labelled, check_removal
 
 X, ROW, COLUMN = torch.randn(3, 4, 5), torch.randn(5), torch.randn(4, 1)
 
-# name -> (function, operands, components that can leave: an axis that two operands share counts once)
+# name -> (function, operands, components that can be removed: an axis that two operands share counts once)
 CASES: dict[str, tuple[Callable[..., Any], list[Tensor], int]] = {
     "add": (torch.add, [X, X], 12),
     "add_row": (lambda x, y: x + y, [X, ROW], 12),
@@ -113,7 +113,7 @@ def test_a_constant_of_fixed_size_locks(function: Callable[[Tensor], Tensor]) ->
     ],
     ids=["zeros", "new_ones", "full", "randn", "randint"],
 )
-def test_a_fill_may_lose_any_position(fill: Callable[[Tensor], Tensor]) -> None:
+def test_any_position_of_a_fill_can_be_removed(fill: Callable[[Tensor], Tensor]) -> None:
     """Whether the size that stands in the code follows is for verification to find out."""
     labelled = Labelled(lambda x: x + fill(x), [torch.randn(3, 4)])
     assert len(labelled.removable()) == 7
