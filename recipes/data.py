@@ -154,7 +154,7 @@ class CIFAR10Data(ImageData):
     Training images are flipped and cropped at random (padding 4).
 
     Args:
-        root: Folder that holds the files, or where they go.
+        root: Folder that holds the files, or in which they are stored.
         download: Download what is missing.
         batch_size: See :class:`ImageData`.
         num_workers: See :class:`ImageData`.

@@ -108,7 +108,7 @@ def network_result(network: nn.Module, data: ImageData, counts: list[list[int]],
 
 
 def progress(record: Mapping[str, Any]) -> Progress:
-    """Return how pruning went, from the record that its stage left."""
+    """Return how pruning went, from the record that its stage wrote."""
     events = [record["before"], *record["history"]]
     return Progress(
         loss_iterations=record["curve"]["iterations"],
@@ -120,5 +120,5 @@ def progress(record: Mapping[str, Any]) -> Progress:
 
 
 def groups(record: Mapping[str, Any]) -> tuple[GroupResult, ...]:
-    """Return what each group of filters lost, from the record that pruning left."""
+    """Return what each group of filters lost, from the record that pruning wrote."""
     return tuple(GroupResult(**{**group, "layers": tuple(group["layers"])}) for group in record["groups"])

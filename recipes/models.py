@@ -79,7 +79,7 @@ def stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.S
 
 
 def init_he(module: nn.Module) -> None:
-    """Initialise a convolution after He et al. 2015; leaves other modules as they are."""
+    """Initialise a convolution after He et al. 2015; other modules do not change."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 

@@ -131,7 +131,7 @@ class Recipe:
         callbacks: Sequence[Callback] = (),
         metrics_before: Mapping[str, float] | None = None,
     ) -> None:
-        """Train ``network`` in place as the configuration of ``stage`` says, or go on where it was interrupted."""
+        """Train ``network`` in place as the configuration of ``stage`` says, or continue where it was interrupted."""
         settings, state = self.cfg[stage], self.folder.unfinished(stage)
         L.seed_everything(self.cfg.seed, workers=True, verbose=False)  # a stage by itself does what it does in a row
         module = ImageClassifier(
@@ -163,7 +163,7 @@ class Recipe:
         return watchers
 
     def loggers(self, stage: str) -> list[Any]:
-        """Build the loggers of a stage; one that goes on after an interruption keeps what was logged before."""
+        """Build the loggers of a stage; one that continues after an interruption keeps what was logged before."""
         folder = self.folder.output / "logs" / stage
         if self.folder.unfinished(stage).is_file():
             legs = len(list(folder.parent.glob(f"{stage}*")))

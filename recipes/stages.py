@@ -32,7 +32,7 @@ MAKES = {"train": (ORIGINAL,), "prune": (PRUNED, PRUNING), "retrain": (RETRAINED
 
 
 def run(cfg: DictConfig) -> dict[str, float]:
-    """Run the stages that ``cfg.stage`` names; an interrupted run goes on from the stage where it stopped.
+    """Run the stages that ``cfg.stage`` names; an interrupted run continues from the stage where it stopped.
 
     Returns:
         ``params`` and ``val_acc`` of the network that came out last, which is what a search over settings may look at;

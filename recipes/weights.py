@@ -28,7 +28,7 @@ def load_weights(network: nn.Module, source: str | Path, new_head: bool = False)
         network: The network, of the same shapes.
         source: A file (``*.safetensors``, or a state dict, bare or from a Lightning checkpoint), or the name of
             weights of torchvision such as ``ResNet18_Weights.IMAGENET1K_V1``, which are downloaded on first use.
-        new_head: Whether the last layer may have another number of outputs; it then stays as it is.
+        new_head: Whether the last layer may have another number of outputs; it is then not loaded.
 
     Raises:
         RecipeError: The file is not there, cannot be read, or holds another network.

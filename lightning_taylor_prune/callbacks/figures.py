@@ -21,7 +21,7 @@ def prunings_of(trainer: Trainer) -> list[TaylorPruningCallback]:
 
 
 class PruningFigures(Callback):
-    """Draws how pruning goes after each prune, and sends the figures to the Trainer's loggers.
+    """Draws the progress of pruning after each prune, and sends the figures to the Trainer's loggers.
 
     ``prune/progress`` shows loss, accuracy and prunable filters over iterations, ``prune/filters_per_layer`` the
     filters of every layer before and now. A prune is drawn at the first batch after its validation. With several
@@ -107,7 +107,7 @@ class PruningFigures(Callback):
         return {**state, "curve": self.curve.state_dict()} if self._own_curve else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the figures of a checkpoint."""
+        """Continue with the figures of a checkpoint."""
         self._drawn, self.metrics_before = dict(state_dict["drawn"]), dict(state_dict["metrics_before"])
         if self._own_curve and "curve" in state_dict:
             self.curve.load_state_dict(state_dict["curve"])

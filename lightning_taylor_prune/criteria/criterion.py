@@ -84,8 +84,8 @@ class Criterion(ABC):
     def update(self, scale: float | Tensor = 1.0, parameters: Collection[int] | None = None) -> None:
         """Take in one minibatch, after its backward pass. Without device synchronisation.
 
-        A minibatch with NaN or infinity anywhere is left out; :attr:`skipped` counts them. One in which none of the
-        terms has a gradient is no minibatch.
+        A minibatch with NaN or infinity anywhere is skipped; :attr:`skipped` counts them. One in which none of the
+        terms has a gradient does not count as a minibatch.
 
         Args:
             scale: What gradients must be multiplied with to be those of the mean loss.
@@ -128,7 +128,7 @@ class Criterion(ABC):
 
     @property
     def skipped(self) -> int:
-        """Number of minibatches left out because of NaN or infinity."""
+        """Number of minibatches skipped because of NaN or infinity."""
         return self.steps - (0 if self.finite_steps is None else int(self.finite_steps))
 
     @property
@@ -162,7 +162,7 @@ class Criterion(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from scores that were accumulated before, for the same groups."""
+        """Continue from scores that were accumulated before, for the same groups."""
         device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         self.steps = state["steps"]
         self._scored.update(state["scored"])
@@ -172,8 +172,8 @@ class Criterion(ABC):
     def discard(self) -> None:  # noqa: B027 - most criteria hold nothing between updates
         """Forget the backward passes since the last update: they are not to count."""
 
-    def close(self) -> None:  # noqa: B027 - most criteria have nothing to let go of
-        """Let go of the network (hooks, for criteria that need them)."""
+    def close(self) -> None:  # noqa: B027 - most criteria have nothing to release
+        """Release the network: criteria that have hooks on it remove them."""
 
 
 _STATE = ("total", "finite_steps", "counts")

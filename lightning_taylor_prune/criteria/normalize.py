@@ -46,7 +46,7 @@ NORMALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def unit_macs(groups: ChannelGroups) -> Tensor:
-    """Return the MACs that leave with one unit of each group, for every unit; float64, shape ``[num_units]``."""
+    """Return, for every unit, the MACs saved when one unit of its group is removed; float64, shape ``[num_units]``."""
     saved = []
     for group in groups:
         if group.num_channels > 1:
@@ -67,7 +67,7 @@ def warn_unscored(scores: Tensor, groups: ChannelGroups) -> None:
     if names:
         warnings.warn(
             f"{len(names)} groups have no score, since weights that matter for them get no gradient (frozen, or not "
-            f"used in the loss), and are left as they are: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}",
+            f"used in the loss), and are not pruned: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}",
             PruningWarning,
             stacklevel=2,
         )

@@ -22,7 +22,7 @@ KEY = "lightning_taylor_prune"
 def fit_shapes_(module: nn.Module, shapes: Mapping[str, torch.Size | tuple[int, ...]]) -> None:
     """Give parameters and buffers other sizes, smaller or larger, in place; their content is undefined then.
 
-    Tensors that already fit, that ``shapes`` does not name, or whose number of axes differs are left alone.
+    Tensors that already fit, that ``shapes`` does not name, or whose number of axes differs are not changed.
 
     Args:
         module: The module that the names are relative to.
@@ -55,7 +55,7 @@ def _empty_like(old: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def follow_checkpoint_shapes(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-    """Load hook: make the module fit a state dict, whatever filters it has left.
+    """Load hook: give the module the shapes of a state dict, however many filters that has kept.
 
     A module-level function without state, so that a module that carries it can be copied and pickled.
     """

@@ -99,7 +99,7 @@ def _partial_reset(optimizer: Optimizer, replacement: Replacement) -> dict[str, 
 
 
 def _follows(value: Any, shape: torch.Size) -> bool:
-    """Whether state stays meaningful when axes of the parameter shrink.
+    """Whether state remains meaningful when axes of the parameter shrink.
 
     It does where it is a single number or plain data, and where every axis is the parameter's own or, as in
     factored moments, one long. Containers of tensors do not, even of a matching shape: such matrices, as in
@@ -125,7 +125,7 @@ def _is_plain(value: Any) -> bool:
 
 @torch.no_grad()
 def _slice(value: Any, replacement: Replacement) -> Any:
-    """The part of one piece of state that belongs to the channels that stay."""
+    """The part of one piece of state that belongs to the kept channels."""
     if not isinstance(value, Tensor) or value.dim() != replacement.old.dim():
         return value
     sliced = value

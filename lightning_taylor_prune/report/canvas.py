@@ -42,12 +42,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours that tell apart under every common colour blindness, after Okabe and Ito.
+    """Colours that can be told apart with every common colour blindness, after Okabe and Ito.
 
     Attributes:
         paper: Background.
         ink: Text.
-        rule: Lines that stay behind.
+        rule: Lines in the background.
         before: The original network: areas and bars.
         after: The pruned network.
         accent: What stands out from both.
@@ -116,7 +116,7 @@ def tidy(axes: Axes, style: Style, ylabel: str = "") -> None:
 
 
 def shorten(name: str, limit: int) -> str:
-    """Leave out the middle of a long name.
+    """Replace the middle of a long name by an ellipsis.
 
     Example:
         >>> shorten("features.denseblock4.conv2", 15)

@@ -89,7 +89,7 @@ def class_changes(names: Sequence[str], before: Counts, after: Counts) -> list[C
 def matrices(names: Sequence[str], before: Counts, after: Counts, limit: int) -> Matrices:
     """Return both confusion matrices; of more than ``limit`` classes those that changed most, and a column for others.
 
-    Rows are in the order of the classes, so that classes that belong together stay together.
+    Rows are in the order of the classes, so that related classes remain neighbours.
     """
     old, new = row_normalized(before), row_normalized(after)
     if len(names) <= limit:

@@ -1,4 +1,4 @@
-"""What pruning costs, as ratios: python recipes/benchmarks/benchmark.py [--quick] [--device cuda] [--save benchmark.md].
+"""What pruning costs, as ratios: ``benchmark.py [--quick] [--device cuda] [--save benchmark.md]``.
 
 Every figure is a median; the two sides of a ratio are measured within the same step, so that a machine whose speed
 drifts slows both. Absolute times hold for the machine named in the first line only.

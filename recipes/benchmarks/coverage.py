@@ -1,8 +1,8 @@
-"""How much of which networks can be pruned: ``python recipes/benchmarks/coverage.py [PATTERN ...] [--again] [--markdown]``.
+"""How much of which networks can be pruned: ``coverage.py [PATTERN ...] [--again] [--markdown]``.
 
 Every network is built, analysed, cut by half in every group, compared with its masked self, trained for a step and
-exported, in a process of its own with a limit on time and memory. One JSON file a network is left in the output
-folder; networks that have one are skipped, so that a run which was stopped goes on where it was.
+exported, in a process of its own with a limit on time and memory. One JSON file per network is written to the
+output folder; networks that have one are skipped, so that a run which was stopped continues where it was.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def work(name: str, path: str, log: str, threads: int, plugins: str) -> None:
-    """Measure one network and keep its record up to date in a file; what it prints goes to another."""
+    """Measure one network and keep its record up to date in a file; what it prints is written to another."""
     import torch
 
     from recipes.benchmarks.coverage_measure import measure
@@ -137,7 +137,7 @@ def is_finished(path: Path) -> bool:
 
 
 def run_one(name: str, path: Path, options: argparse.Namespace) -> Record:
-    """Measure a network in a process of its own; returns its record, and completes the one it has left behind."""
+    """Measure a network in a process of its own and return its record, completed here if that process was killed."""
     path.unlink(missing_ok=True)
     log = path.with_suffix(".log")
     given = name, str(path), str(log), options.threads, os.environ.get("COVERAGE_MODELS", "")

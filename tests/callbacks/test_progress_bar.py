@@ -86,7 +86,7 @@ def test_row_says_prune_k_of_n():
     assert [count("Pruning", screen) for screen in seen] == [f"{k}/3" for k in (0, 0, 1, 1, 2, 2, 3, 3, 3)]
 
 
-def test_row_says_what_the_network_is_worth_and_what_is_left():
+def test_row_says_what_the_network_is_worth_and_how_much_is_kept():
     callback = pruning()
     seen = fit(progress_bar()[0], callback).batches
     last = callback.history[-1]
@@ -103,7 +103,7 @@ def test_metric_can_be_chosen():
     assert f"val_loss {callback.history[-1]['metrics']['val_loss']:.4g}, 18" in seen[-1]
 
 
-def test_time_left_is_that_of_the_steps_up_to_the_last_prune(monkeypatch):
+def test_remaining_time_is_that_of_the_steps_up_to_the_last_prune(monkeypatch):
     ticks = iter(range(0, 10_000, 60))
     now = [0]
     monkeypatch.setattr(bar.time, "monotonic", lambda: now[0])
