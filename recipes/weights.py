@@ -47,11 +47,14 @@ def load_weights(network: nn.Module, source: str | Path, new_head: bool = False)
 def from_torchvision(name: str) -> Mapping[str, Tensor]:
     """Return weights of torchvision by name; they are downloaded unless they have been before."""
     try:
-        return torchvision.models.get_weight(name).get_state_dict(progress=False, check_hash=True)
+        state: Mapping[str, Tensor] = torchvision.models.get_weight(name).get_state_dict(
+            progress=False, check_hash=True
+        )
     except (ValueError, AttributeError, KeyError) as error:
         raise RecipeError(f"torchvision has no weights {name}: expected such as ResNet18_Weights.DEFAULT") from error
     except (URLError, RuntimeError) as error:
         raise RecipeError(f"The weights {name} could not be downloaded: {error}") from error
+    return state
 
 
 def from_file(path: Path) -> Mapping[str, Tensor]:
@@ -92,7 +95,7 @@ def unwrap(content: Any) -> dict[str, Tensor]:
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor by name."""
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 

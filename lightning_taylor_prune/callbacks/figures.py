@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_taylor_prune.callbacks.loggers import log_figure
 from lightning_taylor_prune.callbacks.loss_curve import LossCurve

@@ -38,7 +38,7 @@ SECONDS_LEFT = "seconds_left"  # a field that only pruning rows have
 
 
 class PruningProgressBar(RichProgressBar):
-    """Lightning's rich progress bar with a row for pruning: prune k of n, remaining time, accuracy, filters, parameters.
+    """Lightning's rich progress bar with a row for pruning: prune k of n, remaining time, metric and sizes.
 
     It is an ordinary bar where nothing is pruned. A training that ends after a number of steps shows these instead of
     the batches of its epochs. Where there is no terminal (a file, a pipe) it writes a line per prune, or one every ten

@@ -28,7 +28,7 @@ def normalize_scores(scores: Tensor, groups: ChannelGroups, how: str = "none", m
     if how not in NORMALIZATIONS:
         raise ValueError(f"`normalize` must be one of {', '.join(NORMALIZATIONS)}, but got {how!r}.")
     parts = []
-    for part in scores.split([g.num_channels for g in groups]):
+    for part in scores.split_with_sizes([g.num_channels for g in groups]):
         divisor = NORMALIZATIONS[how](part[part.isfinite()]) if part.isfinite().any() else torch.ones(())
         parts.append(part / divisor if divisor > 0 else part)
     normalized = torch.cat(parts) if parts else scores
@@ -61,7 +61,7 @@ def warn_unscored(scores: Tensor, groups: ChannelGroups) -> None:
     """Say which groups cannot be judged because the weights that matter have no gradient."""
     names = [
         group.name
-        for group, part in zip(groups, scores.split([g.num_channels for g in groups]), strict=True)
+        for group, part in zip(groups, scores.split_with_sizes([g.num_channels for g in groups]), strict=True)
         if part.isnan().all()
     ]
     if names:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lightning_taylor_prune.errors import PlanError
 from lightning_taylor_prune.modules.rewrite import HELD, is_rewritten, rewrite_
@@ -65,7 +66,7 @@ def follow_checkpoint_shapes(module: nn.Module, state_dict: Mapping[str, Any], p
     fit_shapes_(module, own)
 
 
-def make_loadable(module: nn.Module) -> Any:
+def make_loadable(module: nn.Module) -> RemovableHandle:
     """Let a module load state dicts of its pruned (or larger) selves, from now on.
 
     The callback does this by itself for the time of a Trainer call. Launchers that train in child processes
@@ -74,7 +75,10 @@ def make_loadable(module: nn.Module) -> Any:
     Returns:
         A handle whose ``remove()`` takes it back.
     """
-    return module.register_load_state_dict_pre_hook(follow_checkpoint_shapes)
+    handle: RemovableHandle = module.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+        follow_checkpoint_shapes
+    )
+    return handle
 
 
 def is_loadable(module: nn.Module) -> bool:

@@ -65,7 +65,9 @@ def _constructor_state(optimizer: Optimizer, group: Mapping[str, Any], parameter
     if not isinstance(optimizer, Adagrad):
         return {}
     initial = optimizer.defaults["initial_accumulator_value"]
-    return Adagrad([parameter], initial_accumulator_value=initial, fused=group.get("fused")).state[parameter]
+    anew = Adagrad([parameter], initial_accumulator_value=initial, fused=group.get("fused"))
+    state: dict[str, Any] = anew.state[parameter]
+    return state
 
 
 def _slice_states(optimizer: Optimizer, of: Mapping[int, Replacement]) -> Iterator[tuple[Any, Any]]:

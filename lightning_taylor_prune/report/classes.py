@@ -71,7 +71,8 @@ def row_normalized(counts: Counts) -> Floats:
     """
     matrix = np.asarray(counts, dtype=np.float64)
     totals = matrix.sum(axis=1, keepdims=True)
-    return np.divide(matrix, totals, out=np.full_like(matrix, np.nan), where=totals > 0)
+    shares: Floats = np.divide(matrix, totals, out=np.full_like(matrix, np.nan), where=totals > 0)
+    return shares
 
 
 def class_changes(names: Sequence[str], before: Counts, after: Counts) -> list[ClassChange]:

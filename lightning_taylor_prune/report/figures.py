@@ -53,7 +53,8 @@ def running_mean(values: Sequence[float], window: int) -> npt.NDArray[np.float64
     total = np.cumsum(np.concatenate([[0.0], np.asarray(values, dtype=float)]))
     stop = np.arange(1, len(values) + 1)
     start = np.maximum(stop - window, 0)
-    return (total[stop] - total[start]) / (stop - start)
+    means: npt.NDArray[np.float64] = (total[stop] - total[start]) / (stop - start)
+    return means
 
 
 def _draw_losses(axes: Axes, progress: Progress, style: Style) -> None:

@@ -213,7 +213,8 @@ HEADINGS = (
 
 def is_bad(record: Mapping[str, Any]) -> bool:
     """Whether a network ended in another way than it should."""
-    return record["status"] != ("refused" if record.get("expected_refusal") else "ok")
+    expected = "refused" if record.get("expected_refusal") else "ok"
+    return bool(record["status"] != expected)
 
 
 def cells(record: Mapping[str, Any]) -> list[str]:
@@ -279,7 +280,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
 
 def as_markdown(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the table, what is not as it should be, and why parameters are locked, as Markdown."""
-    found = next((r["versions"] for r in records if "versions" in r), {})
+    found: Mapping[str, str] = next((r["versions"] for r in records if "versions" in r), {})
     lines = [
         "# Coverage",
         "",

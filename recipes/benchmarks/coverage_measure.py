@@ -241,7 +241,10 @@ def calls_of_parts(built: Built, groups: ChannelGroups) -> list[Call]:
     found: dict[str, Call] = {}
 
     def watch(name: str) -> Callable[..., None]:
-        return lambda module, args, kwargs: found.setdefault(name, Call(name, args, kwargs)) and None
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.setdefault(name, Call(name, args, kwargs))
+
+        return hook
 
     modules = [(name, built.model.get_submodule(name)) for name in sorted(names)]
     handles = [module.register_forward_pre_hook(watch(name), with_kwargs=True) for name, module in modules]
@@ -266,7 +269,7 @@ def training_step(built: Built) -> float:
         torch.manual_seed(0)
         output = [t for t in find_tensors(model(*built.args, **built.kwargs)) if t.requires_grad]
     loss = torch.stack([t.square().mean() for t in output]).sum()
-    loss.backward()
+    torch.autograd.backward(loss)
     gradients = [p.grad for p in trainable if p.grad is not None]
     _require_finite([loss, *gradients])
     before = [p.detach().clone() for p in trainable if p.grad is not None]
