@@ -40,6 +40,10 @@ class PruningFigures(Callback):
 
     Raises:
         MisconfigurationException: ``every_n_prunes`` is less than 1.
+
+    Example:
+        >>> figures = PruningFigures(every_n_prunes=5)
+        >>> callbacks = [TaylorPruningCallback(), figures]  # for the Trainer
     """
 
     def __init__(self, every_n_prunes: int = 1, monitor: str | None = None) -> None:

@@ -89,7 +89,11 @@ def _draw(figure: Figure) -> npt.NDArray[np.uint8]:
 
 @functools.singledispatch
 def end_run(logger: Logger) -> None:
-    """End a logger's run after a fit, so that the next fit in this process begins one of its own."""
+    """End a logger's run after a fit, so that the next fit in this process begins one of its own.
+
+    Example:
+        >>> end_run(DummyLogger())  # most loggers need nothing; Weights & Biases finishes its run
+    """
 
 
 @end_run.register(WandbLogger)

@@ -15,9 +15,6 @@ from lightning.pytorch.callbacks.progress.rich_progress import (
     ProcessingSpeedColumn,
     RichProgressBarTheme,
 )
-from rich.console import RenderableType
-from rich.progress import Task, TaskID
-from rich.text import Text
 
 from lightning_taylor_prune.callbacks.figures import prunings_of
 from lightning_taylor_prune.callbacks.pruning import TaylorPruningCallback
@@ -30,7 +27,15 @@ from lightning_taylor_prune.callbacks.status import (
     pruning_status,
     sizes_of,
 )
+from lightning_taylor_prune.errors import missing_package
 from lightning_taylor_prune.groups.groups import ChannelGroups
+
+try:
+    from rich.console import RenderableType
+    from rich.progress import Task, TaskID
+    from rich.text import Text
+except ImportError as error:
+    raise missing_package("The progress bar needs", "rich", "rich") from error
 
 SECONDS_BETWEEN_LINES = 10.0  # in a file, where a bar would be escape codes
 
@@ -50,6 +55,10 @@ class PruningProgressBar(RichProgressBar):
         theme: Styles.
         console_kwargs: Arguments for rich's ``Console``.
         monitor: Name of the validation metric to show; by default an accuracy if there is one, else the first metric.
+
+    Example:
+        >>> PruningProgressBar(refresh_rate=5, monitor="val_acc").monitor
+        'val_acc'
     """
 
     def __init__(

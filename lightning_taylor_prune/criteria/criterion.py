@@ -27,6 +27,18 @@ def register_criterion(name: str) -> Callable[[type[Criterion]], type[Criterion]
 
     Raises:
         ValueError: The name is taken.
+
+    Example:
+        >>> @register_criterion("gradient_norm")
+        ... class GradientNorm(Criterion):
+        ...     def minibatch(self, scale):
+        ...         terms = parameter_slices(self.model, self.groups, "writer")
+        ...         sums = torch.zeros(self.num_units + 1)
+        ...         for term in terms:
+        ...             sums.index_add_(0, term.units, term.per_position((term.parameter.grad * scale).square()))
+        ...         return sums[:-1]
+        >>> CRITERIA.pop("gradient_norm").__name__  # `TaylorPruningCallback(criterion="gradient_norm")` would use it
+        'GradientNorm'
     """
 
     def decorate(cls: type[Criterion]) -> type[Criterion]:
@@ -46,6 +58,15 @@ class Criterion(ABC):
     Args:
         model: The network.
         groups: Its groups as it is now.
+
+    Example:
+        >>> from lightning_taylor_prune import find_groups
+        >>> model, x = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(3, 5)
+        >>> criterion = CRITERIA["taylor"](model, find_groups(model, x))
+        >>> model(x).square().mean().backward()
+        >>> criterion.update()
+        >>> criterion.compute().shape
+        torch.Size([4])
     """
 
     needs_gradients = True

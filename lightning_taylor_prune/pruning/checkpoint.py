@@ -74,6 +74,14 @@ def make_loadable(module: nn.Module) -> RemovableHandle:
 
     Returns:
         A handle whose ``remove()`` takes it back.
+
+    Example:
+        >>> network = nn.Linear(8, 4)
+        >>> handle = make_loadable(network)
+        >>> network.load_state_dict(nn.Linear(8, 3).state_dict())
+        <All keys matched successfully>
+        >>> network
+        Linear(in_features=8, out_features=3, bias=True)
     """
     handle: RemovableHandle = module.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
         follow_checkpoint_shapes
@@ -120,6 +128,12 @@ def fit_checkpoint_(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
 
     For ``LightningModule.load_from_checkpoint``, which no callback sees: call it from the module's own
     ``on_load_checkpoint(self, checkpoint)``.
+
+    Example:
+        >>> network = nn.Linear(8, 4)
+        >>> fit_checkpoint_(network, {"state_dict": nn.Linear(6, 4).state_dict()})
+        >>> network
+        Linear(in_features=6, out_features=4, bias=True)
     """
     fit_shapes_(module, {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()})
     set_attributes_of(module, checkpoint.get(KEY, {}).get("attributes", {}))
@@ -140,6 +154,14 @@ def load_pruned(path: str | Path, model: nn.Module, map_location: Any = "cpu") -
 
     Raises:
         PlanError: The checkpoint is one of another network.
+
+    Example:
+        >>> import io
+        >>> file = io.BytesIO()
+        >>> torch.save(nn.Linear(8, 3).state_dict(), file)
+        >>> _ = file.seek(0)
+        >>> load_pruned(file, nn.Linear(8, 4))
+        Linear(in_features=8, out_features=3, bias=True)
     """
     loaded = torch.load(path, map_location=map_location, weights_only=True)
     state_dict = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_taylor_prune.errors import missing_package
+
 try:
     from matplotlib import rc_context
     from matplotlib.axes import Axes
@@ -15,9 +17,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 except ImportError as error:
-    raise ImportError(
-        "The figures of a report need matplotlib, which cannot be imported: pip install lightning-taylor-prune[report]"
-    ) from error
+    raise missing_package("The figures of a report need", "matplotlib", "lightning-taylor-prune[report]") from error
 
 __all__ = [
     "DARK",

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from lightning_taylor_prune.errors import missing_package
 from lightning_taylor_prune.report import comparison, words
 from lightning_taylor_prune.report.class_figures import accuracy_figure, confusion_figure, difference_figure
 from lightning_taylor_prune.report.classes import (
@@ -27,9 +28,7 @@ from lightning_taylor_prune.report.scores import GroupLoss, group_losses, why
 try:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 except ImportError as error:
-    raise ImportError(
-        "The page of a report needs jinja2, which cannot be imported: pip install lightning-taylor-prune[report]"
-    ) from error
+    raise missing_package("The page of a report needs", "jinja2", "lightning-taylor-prune[report]") from error
 
 SHOWN = 20
 """Classes and groups of filters that are drawn and listed where there are too many for all."""

@@ -1,5 +1,6 @@
 import io
 import re
+import sys
 
 import pytest
 import rich
@@ -254,3 +255,14 @@ def test_bar_is_found_without_importing_rich_first():
     assert callbacks.PruningProgressBar is PruningProgressBar
     with pytest.raises(AttributeError, match="no attribute 'Other'"):
         _ = callbacks.Other
+
+
+def test_missing_rich_is_named_with_what_to_install(monkeypatch):
+    from lightning_taylor_prune import callbacks
+
+    monkeypatch.delitem(sys.modules, bar.__name__)
+    monkeypatch.delattr(callbacks, "progress_bar")
+    for name in ("rich.console", "rich.progress", "rich.text"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match="progress bar needs rich, which cannot be imported: pip install rich"):
+        _ = callbacks.PruningProgressBar
