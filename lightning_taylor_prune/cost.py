@@ -117,6 +117,10 @@ def measure_latency(model: nn.Module, example_inputs: Any, repeats: int = 20, wa
         example_inputs: A tensor, or a tuple of positional arguments, on the same device.
         repeats: Timed passes.
         warmup: Passes before, not timed.
+
+    Example:
+        >>> measure_latency(nn.Linear(8, 4), torch.zeros(2, 8), repeats=3) > 0
+        True
     """
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     cuda = any(parameter.is_cuda for parameter in model.parameters())

@@ -44,5 +44,20 @@ class VerificationError(PruningError):
         self.divergence = divergence
 
 
+def missing_package(what: str, package: str, install: str) -> ImportError:
+    """Return the error for a part of this package whose optional dependency cannot be imported.
+
+    Args:
+        what: The part, as the beginning of a sentence.
+        package: The dependency.
+        install: What to install with pip.
+
+    Example:
+        >>> missing_package("The progress bar needs", "rich", "rich")
+        ImportError('The progress bar needs rich, which cannot be imported: pip install rich')
+    """
+    return ImportError(f"{what} {package}, which cannot be imported: pip install {install}")
+
+
 class PruningWarning(UserWarning):
     """The package skipped or reset something that the user may want to know about."""

@@ -26,6 +26,10 @@ class Cut:
         size: Length of the axis before the cut.
         keep: Sorted positions that are kept, int64, shape ``[kept]``.
         positions_known: False where only the number of positions is known, as when weights are loaded.
+
+    Example:
+        >>> Cut("conv1.weight", dim=0, size=4, keep=np.array([0, 1, 3])).keep
+        array([0, 1, 3])
     """
 
     tensor: str
@@ -45,7 +49,16 @@ class PruningPlan:
     Attributes:
         removed: Group name -> positions of the units to remove, within that group, sorted.
         cuts: The same for every axis of every parameter and buffer concerned.
-        groups: The groups that the plan was made from, with which the outcome is verified.
+        groups: The groups that the plan was made from: with them
+            :func:`~lightning_taylor_prune.pruning.prune.prune_` verifies the outcome.
+
+    Example:
+        >>> import torch
+        >>> from lightning_taylor_prune import find_groups
+        >>> model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> plan = find_groups(model, torch.zeros(1, 5)).plan({"0": [2]})
+        >>> len(plan), [(cut.tensor, cut.dim, cut.keep.tolist()) for cut in plan.cuts]
+        (1, [('0.weight', 0, [0, 1, 3]), ('0.bias', 0, [0, 1, 3]), ('2.weight', 1, [0, 1, 3])])
     """
 
     removed: Mapping[str, tuple[int, ...]]

@@ -21,7 +21,7 @@ def command_line(words: Sequence[str] | None = None) -> str:
 
 
 def resume_command(output: str, typed: Sequence[str] | None = None, left: Sequence[str] = ()) -> str:
-    """Return the command that goes on where a run stopped: all that was typed, its folder, and stages still to do."""
+    """Return the command that continues a stopped run: all that was typed, its folder, and stages still to do."""
     own = [f"run={output}", *([f"stage=[{','.join(left)}]"] if left else [])]
     replaced = {word.partition("=")[0] for word in own}
     kept = [word for word in (overrides() if typed is None else typed) if word.partition("=")[0] not in replaced]

@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line; print and save the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="folder of a sweep, or of single runs")
-    parser.add_argument("--out", type=Path, help="where sweep.csv, .md and .png go; the first folder if left out")
+    parser.add_argument("--out", type=Path, help="where to write sweep.csv, .md and .png; by default the first folder")
     options = parser.parse_args(arguments)
     try:
         compare(options.folders, options.out or options.folders[0])

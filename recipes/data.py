@@ -15,12 +15,13 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
-from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.datasets import CIFAR10, ImageFolder, VisionDataset
 from torchvision.transforms import v2
 
 from recipes.errors import RecipeError
 
-ImageSet: TypeAlias = Dataset[tuple[Tensor, int]]
+ImageLoader: TypeAlias = DataLoader[tuple[Tensor, int]]
+ImageSet: TypeAlias = "Subset[tuple[Tensor, int]] | TensorDataset | VisionDataset | DecodedImages"
 
 
 def split_indices(count: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -72,24 +73,24 @@ class ImageData(L.LightningDataModule):
         """A batch of one validation image, ``[1, channels, h, w]``."""
         return self.val_set[0][0].unsqueeze(0)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> ImageLoader:
         """Shuffled mini-batches; a smaller last one is dropped unless it is all there is."""
         drop_last = len(self.train_set) >= self.batch_size
         return self._loader(self.train_set, shuffle=True, drop_last=drop_last)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> ImageLoader:
         """Validation images, in order."""
         return self._loader(self.val_set)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> ImageLoader:
         """Test images, in order."""
         return self._loader(self.test_set)
 
-    def _loader(self, images: ImageSet, shuffle: bool = False, drop_last: bool = False) -> DataLoader:
-        ranks = self.trainer.world_size if self.trainer is not None else 1
-        sampler = None
-        if ranks > 1 and not shuffle:  # Lightning's own sampler would evaluate some images twice
-            sampler = UnrepeatedDistributedSampler(images, ranks, self.trainer.global_rank, shuffle=False)
+    def _loader(self, images: ImageSet, shuffle: bool = False, drop_last: bool = False) -> ImageLoader:
+        trainer, sampler = self.trainer, None
+        if trainer is not None and trainer.world_size > 1 and not shuffle:
+            # Lightning's own sampler would evaluate some images twice.
+            sampler = UnrepeatedDistributedSampler(images, trainer.world_size, trainer.global_rank, shuffle=False)
         return DataLoader(
             images,
             batch_size=self.batch_size,
@@ -154,7 +155,7 @@ class CIFAR10Data(ImageData):
     Training images are flipped and cropped at random (padding 4).
 
     Args:
-        root: Folder that holds the files, or where they go.
+        root: Folder that holds the files, or in which they are stored.
         download: Download what is missing.
         batch_size: See :class:`ImageData`.
         num_workers: See :class:`ImageData`.
@@ -197,7 +198,7 @@ class CIFAR10Data(ImageData):
         self._hold_out(train, CIFAR10(self.root, transform=plain))
 
 
-class DecodedImages(Dataset):
+class DecodedImages(Dataset[tuple[Tensor, int]]):
     """The images of a folder, decoded once and kept in memory as bytes: a quarter of what floats would take.
 
     Args:

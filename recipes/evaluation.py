@@ -42,12 +42,13 @@ class Confusion(Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: Tensor,
+        outputs: Tensor | Mapping[str, Any] | None,
         batch: tuple[Tensor, Tensor],
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Add a mini-batch; ``outputs`` are its logits."""
+        assert isinstance(outputs, Tensor)
         self.metric.update(outputs, batch[1])
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -58,10 +59,11 @@ class Confusion(Callback):
 def confusion(network: nn.Module, data: ImageData, trainer: L.Trainer) -> list[list[int]]:
     """Return the confusion matrix on the test images, ``[classes, classes]``, true class by predicted class."""
     counter = Confusion(data.num_classes)
-    trainer.callbacks.append(counter)
+    trainer.callbacks.append(counter)  # type: ignore[attr-defined]
     trainer.test(ImageClassifier(network, data.num_classes), datamodule=data, verbose=False)
     assert counter.counts is not None
-    return counter.counts.tolist()
+    counts: list[list[int]] = counter.counts.tolist()
+    return counts
 
 
 def accuracy(counts: list[list[int]]) -> float:
@@ -104,11 +106,12 @@ def network_result(network: nn.Module, data: ImageData, counts: list[list[int]],
     """Put together what is known of a network."""
     cost = measure_cost(network, data.example_images)
     filters = {f"network.{name}": count for name, count in filters_per_layer(network).items()}
-    return NetworkResult(cost.params, cost.macs, cost.filters, accuracy(counts), filters, counts, latency)
+    matrix = tuple(map(tuple, counts))
+    return NetworkResult(cost.params, cost.macs, cost.filters, accuracy(counts), filters, matrix, latency)
 
 
 def progress(record: Mapping[str, Any]) -> Progress:
-    """Return how pruning went, from the record that its stage left."""
+    """Return how pruning went, from the record that its stage wrote."""
     events = [record["before"], *record["history"]]
     return Progress(
         loss_iterations=record["curve"]["iterations"],
@@ -120,5 +123,5 @@ def progress(record: Mapping[str, Any]) -> Progress:
 
 
 def groups(record: Mapping[str, Any]) -> tuple[GroupResult, ...]:
-    """Return what each group of filters lost, from the record that pruning left."""
+    """Return what each group of filters lost, from the record that pruning wrote."""
     return tuple(GroupResult(**{**group, "layers": tuple(group["layers"])}) for group in record["groups"])

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder for the stages, and the runs, that follow."""
+"""The files that a run writes into its folder for later stages and later runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def digest(network: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder that a run writes, and the earlier run from which it goes on.
+    """The folder that a run writes, and the earlier run that it continues.
 
     Args:
         output: Folder that this run writes to.

@@ -33,7 +33,7 @@ class Resumable(ModelCheckpoint):
     """Keeps the state of an unfinished stage in one file: after each epoch, and when a signal asks to stop.
 
     A signal is answered between two steps, after any validation, so that what is saved is whole. A second one stops
-    at once, and leaves the last whole state.
+    at once, and the last complete state is kept.
 
     Args:
         path: Where the state lies, ``*.ckpt``.

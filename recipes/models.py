@@ -32,8 +32,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[batch, in_channels, h, w]`` to ``[batch, out_channels, h / stride, w / stride]``."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        out: Tensor = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        return out
 
 
 class ResNet(nn.Module):
@@ -69,7 +70,8 @@ class ResNet(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         for name in self.stage_names:
             x = self.get_submodule(name)(x)
-        return self.linear(self.pool(x).flatten(1))
+        logits: Tensor = self.linear(self.pool(x).flatten(1))
+        return logits
 
 
 def stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
@@ -79,7 +81,7 @@ def stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.S
 
 
 def init_he(module: nn.Module) -> None:
-    """Initialise a convolution after He et al. 2015; leaves other modules as they are."""
+    """Initialise a convolution after He et al. 2015; other modules do not change."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
@@ -114,7 +116,8 @@ class VGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``[batch, in_channels, h, w]`` to logits ``[batch, num_classes]``."""
-        return self.linear(self.pool(self.features(x)).flatten(1))
+        logits: Tensor = self.linear(self.pool(self.features(x)).flatten(1))
+        return logits
 
 
 def torchvision_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
@@ -131,9 +134,10 @@ def torchvision_model(name: str, in_channels: int, num_classes: int) -> nn.Modul
     if in_channels != 3:
         raise RecipeError(f"torchvision's {name} takes images of 3 channels, but `data` has {in_channels}")
     try:
-        return torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
     except ValueError as error:
         raise RecipeError(f"Expected `model.name` to be one of torchvision.models.list_models(), got {name}") from error
+    return model
 
 
 class ImageClassifier(L.LightningModule):
@@ -162,7 +166,8 @@ class ImageClassifier(L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the network's logits."""
-        return self.network(images)
+        logits: Tensor = self.network(images)
+        return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the mean cross entropy of a mini-batch."""
@@ -182,7 +187,7 @@ class ImageClassifier(L.LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Log the accuracy on test images; returns their logits."""
         images, labels = batch
-        logits = self(images)
+        logits: Tensor = self(images)
         self.test_acc(logits, labels)
         self.log("test_acc", self.test_acc)
         return logits

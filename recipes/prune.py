@@ -15,7 +15,7 @@ from pathlib import Path
 
 import hydra
 from hydra.errors import HydraException
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 

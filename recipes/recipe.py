@@ -35,6 +35,11 @@ def say(*words: Any, **how: Any) -> None:
     console.print(*words, **how)
 
 
+def on_rank_zero() -> bool:
+    """Whether this is the process that writes files and prints, the first rank."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Hold back what Lightning says whenever a Trainer is made; a recipe makes several."""
@@ -77,7 +82,7 @@ class Recipe:
     def build(self) -> nn.Module:
         """Build the network as the configuration describes it, in the memory format asked for."""
         channels = self.data.example_images.shape[1]
-        network = instantiate(self.cfg.model, in_channels=channels, num_classes=self.data.num_classes)
+        network: nn.Module = instantiate(self.cfg.model, in_channels=channels, num_classes=self.data.num_classes)
         return network.to(memory_format=torch.channels_last if self.cfg.channels_last else torch.contiguous_format)
 
     def saved(self, name: str, stage: str) -> nn.Module:
@@ -89,14 +94,15 @@ class Recipe:
     def finish(self, stage: str, network: nn.Module, name: str) -> None:
         """Save what a stage made; only then is the stage finished."""
         self.made[name] = network.cpu()
-        if rank_zero_only.rank == 0:
+        if on_rank_zero():
             self.folder.save_network(network, name)
             self.folder.unfinished(stage).unlink(missing_ok=True)
 
     def trainer(self, **settings: Any) -> L.Trainer:
         """Build a trainer from what all stages share and ``settings``."""
         with quiet_lightning():
-            return instantiate(self.cfg.trainer)(default_root_dir=self.folder.output, **settings)
+            trainer: L.Trainer = instantiate(self.cfg.trainer)(default_root_dir=self.folder.output, **settings)
+        return trainer
 
     def check(self, stage: str) -> None:
         """Refuse, before any training, what a Trainer or an optimizer would not take for this stage."""
@@ -131,7 +137,7 @@ class Recipe:
         callbacks: Sequence[Callback] = (),
         metrics_before: Mapping[str, float] | None = None,
     ) -> None:
-        """Train ``network`` in place as the configuration of ``stage`` says, or go on where it was interrupted."""
+        """Train ``network`` in place as the configuration of ``stage`` says, or continue where it was interrupted."""
         settings, state = self.cfg[stage], self.folder.unfinished(stage)
         L.seed_everything(self.cfg.seed, workers=True, verbose=False)  # a stage by itself does what it does in a row
         module = ImageClassifier(
@@ -146,7 +152,7 @@ class Recipe:
             logger=self.loggers(stage),
             callbacks=[*callbacks, *self.watchers(metrics_before or {}), Resumable(state)],
         )
-        if rank_zero_only.rank == 0:
+        if on_rank_zero():
             console.rule(f"Stage {stage} on {trainer.strategy.root_device}")
         begun = time.perf_counter()
         trainer.fit(module, datamodule=self.data, ckpt_path=state if state.is_file() else None, weights_only=True)
@@ -163,7 +169,7 @@ class Recipe:
         return watchers
 
     def loggers(self, stage: str) -> list[Any]:
-        """Build the loggers of a stage; one that goes on after an interruption keeps what was logged before."""
+        """Build the loggers of a stage; one that continues after an interruption keeps what was logged before."""
         folder = self.folder.output / "logs" / stage
         if self.folder.unfinished(stage).is_file():
             legs = len(list(folder.parent.glob(f"{stage}*")))

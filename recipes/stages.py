@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_taylor_prune import TaylorPruningCallback, find_groups
@@ -24,7 +23,7 @@ from recipes.command import command_line
 from recipes.data import ImageData
 from recipes.folder import ORIGINAL, OUTCOME, PRUNED, PRUNING, RESULTS, RETRAINED, TEST, RunFolder, digest, write_json
 from recipes.interrupts import Interrupted
-from recipes.recipe import Recipe, say
+from recipes.recipe import Recipe, on_rank_zero, say
 from recipes.weights import load_weights
 
 NEEDS = {"train": (), "prune": (ORIGINAL,), "retrain": (PRUNED,), "compare": (ORIGINAL, PRUNED, PRUNING)}
@@ -32,7 +31,7 @@ MAKES = {"train": (ORIGINAL,), "prune": (PRUNED, PRUNING), "retrain": (RETRAINED
 
 
 def run(cfg: DictConfig) -> dict[str, float]:
-    """Run the stages that ``cfg.stage`` names; an interrupted run goes on from the stage where it stopped.
+    """Run the stages that ``cfg.stage`` names; an interrupted run continues from the stage where it stopped.
 
     Returns:
         ``params`` and ``val_acc`` of the network that came out last, which is what a search over settings may look at;
@@ -72,7 +71,7 @@ def check_inputs(folder: RunFolder, stages: list[str]) -> None:
 
 def open_data(cfg: DictConfig) -> ImageData:
     """Build the datamodule, check its files and open the training part."""
-    data = instantiate(cfg)
+    data: ImageData = instantiate(cfg)
     data.prepare_data()
     data.setup("fit")
     return data
@@ -110,7 +109,7 @@ def prune(recipe: Recipe, callback: TaylorPruningCallback) -> None:
         "command": command_line(),
         "curve": curve.state_dict(),
     }
-    if rank_zero_only.rank == 0:
+    if on_rank_zero():
         write_json(recipe.folder.output / PRUNING, record)
     recipe.finish("prune", network, PRUNED)
 
@@ -127,7 +126,7 @@ def compare(recipe: Recipe) -> None:
     last = RETRAINED if RETRAINED in recipe.made or recipe.folder.find(RETRAINED) else PRUNED
     networks = [recipe.saved(name, "compare") for name in (ORIGINAL, last)]
     counts = test_images(recipe, networks)
-    if rank_zero_only.rank:
+    if not on_rank_zero():
         return
     device = recipe.evaluator().strategy.root_device
     times = evaluation.latencies(networks, recipe.data, device)
@@ -159,9 +158,10 @@ def test_images(recipe: Recipe, networks: list[Any]) -> list[list[list[int]]]:
     file = recipe.folder.find(TEST)
     kept = recipe.folder.read_json(TEST, "compare") if file else {}
     if kept.get("networks") == key:
-        return kept["counts"]
+        counts: list[list[list[int]]] = kept["counts"]
+        return counts
     counts = [evaluation.confusion(network, recipe.data, recipe.evaluator()) for network in networks]
-    if rank_zero_only.rank == 0:
+    if on_rank_zero():
         write_json(recipe.folder.output / TEST, {"networks": key, "counts": counts})
     return counts
 
@@ -174,6 +174,6 @@ def outcome(recipe: Recipe) -> dict[str, float]:
     accuracy = recipe.accuracy(made[0])
     say(f"Accuracy on held-out images: {100 * accuracy:.2f} %")
     found = {"params": sum(p.numel() for p in made[0].parameters()), "val_acc": accuracy}
-    if rank_zero_only.rank == 0:
+    if on_rank_zero():
         write_json(recipe.folder.output / OUTCOME, found)
     return found

@@ -28,7 +28,7 @@ def load_weights(network: nn.Module, source: str | Path, new_head: bool = False)
         network: The network, of the same shapes.
         source: A file (``*.safetensors``, or a state dict, bare or from a Lightning checkpoint), or the name of
             weights of torchvision such as ``ResNet18_Weights.IMAGENET1K_V1``, which are downloaded on first use.
-        new_head: Whether the last layer may have another number of outputs; it then stays as it is.
+        new_head: Whether the last layer may have another number of outputs; it is then not loaded.
 
     Raises:
         RecipeError: The file is not there, cannot be read, or holds another network.
@@ -47,11 +47,14 @@ def load_weights(network: nn.Module, source: str | Path, new_head: bool = False)
 def from_torchvision(name: str) -> Mapping[str, Tensor]:
     """Return weights of torchvision by name; they are downloaded unless they have been before."""
     try:
-        return torchvision.models.get_weight(name).get_state_dict(progress=False, check_hash=True)
+        state: Mapping[str, Tensor] = torchvision.models.get_weight(name).get_state_dict(
+            progress=False, check_hash=True
+        )
     except (ValueError, AttributeError, KeyError) as error:
         raise RecipeError(f"torchvision has no weights {name}: expected such as ResNet18_Weights.DEFAULT") from error
     except (URLError, RuntimeError) as error:
         raise RecipeError(f"The weights {name} could not be downloaded: {error}") from error
+    return state
 
 
 def from_file(path: Path) -> Mapping[str, Tensor]:
@@ -92,7 +95,7 @@ def unwrap(content: Any) -> dict[str, Tensor]:
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor by name."""
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_taylor_prune.callbacks.loggers import log_figure
 from lightning_taylor_prune.callbacks.loss_curve import LossCurve
@@ -21,7 +21,7 @@ def prunings_of(trainer: Trainer) -> list[TaylorPruningCallback]:
 
 
 class PruningFigures(Callback):
-    """Draws how pruning goes after each prune, and sends the figures to the Trainer's loggers.
+    """Draws the progress of pruning after each prune, and sends the figures to the Trainer's loggers.
 
     ``prune/progress`` shows loss, accuracy and prunable filters over iterations, ``prune/filters_per_layer`` the
     filters of every layer before and now. A prune is drawn at the first batch after its validation. With several
@@ -40,6 +40,10 @@ class PruningFigures(Callback):
 
     Raises:
         MisconfigurationException: ``every_n_prunes`` is less than 1.
+
+    Example:
+        >>> figures = PruningFigures(every_n_prunes=5)
+        >>> callbacks = [TaylorPruningCallback(), figures]  # for the Trainer
     """
 
     def __init__(self, every_n_prunes: int = 1, monitor: str | None = None) -> None:
@@ -107,7 +111,7 @@ class PruningFigures(Callback):
         return {**state, "curve": self.curve.state_dict()} if self._own_curve else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the figures of a checkpoint."""
+        """Continue with the figures of a checkpoint."""
         self._drawn, self.metrics_before = dict(state_dict["drawn"]), dict(state_dict["metrics_before"])
         if self._own_curve and "curve" in state_dict:
             self.curve.load_state_dict(state_dict["curve"])

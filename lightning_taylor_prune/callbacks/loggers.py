@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,21 +70,30 @@ def _(logger: MLFlowLogger, name: str, figure: Figure, step: int) -> None:
     logger.experiment.log_image(logger.run_id, pixels(figure), key=name, step=step)
 
 
-def pixels(figure: Figure) -> Any:
+def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
     """Draw a figure, needing no display: an array of bytes, ``[height, width, 3]``. It is drawn only once."""
-    if not hasattr(figure, "_pixels"):
-        import numpy as np
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    known: npt.NDArray[np.uint8] | None = getattr(figure, "_pixels", None)
+    if known is None:
+        known = _draw(figure)
+        figure._pixels = known  # type: ignore[attr-defined]
+    return known
 
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        figure._pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
-    return figure._pixels  # type: ignore[attr-defined]
+
+def _draw(figure: Figure) -> npt.NDArray[np.uint8]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[..., :3].copy()  # type: ignore[no-untyped-call]
 
 
 @functools.singledispatch
 def end_run(logger: Logger) -> None:
-    """End a logger's run after a fit, so that the next fit in this process begins one of its own."""
+    """End a logger's run after a fit, so that the next fit in this process begins one of its own.
+
+    Example:
+        >>> end_run(DummyLogger())  # most loggers need nothing; Weights & Biases finishes its run
+    """
 
 
 @end_run.register(WandbLogger)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 READ_AT_ONCE = 256  # losses that wait on their device for one common copy
@@ -16,8 +16,8 @@ READ_AT_ONCE = 256  # losses that wait on their device for one common copy
 class LossCurve(Callback):
     """Keeps the training loss of every mini-batch, or of every second, fourth, ... one of a very long training.
 
-    Losses stay on their device and are read many at a time, so that training never waits for one. Rank 0 keeps what
-    it sees itself. The curve goes into checkpoints and goes on after a resume.
+    Losses are kept on their device and read many at a time, so that training never waits for one. Rank 0 keeps what
+    it sees itself. The curve is saved in checkpoints and continued after a resume.
 
     Args:
         max_points: Points to keep at most. Whenever there are more, every second one is dropped, and only half as
@@ -82,7 +82,7 @@ class LossCurve(Callback):
         self._seen += 1
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let go of tensors on the device."""
+        """Read, and release, the tensors on the device."""
         self._read()
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class LossCurve(Callback):
         return {"losses": self.losses, "iterations": self.iterations, "every": self.every, "seen": self._seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the curve of a checkpoint."""
+        """Continue the curve of a checkpoint."""
         self._waiting = []
         self._losses, self._iterations = list(state_dict["losses"]), list(state_dict["iterations"])
         self.every, self._seen = state_dict["every"], state_dict["seen"]

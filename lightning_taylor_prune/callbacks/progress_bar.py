@@ -15,14 +15,27 @@ from lightning.pytorch.callbacks.progress.rich_progress import (
     ProcessingSpeedColumn,
     RichProgressBarTheme,
 )
-from rich.console import RenderableType
-from rich.progress import Task, TaskID
-from rich.text import Text
 
 from lightning_taylor_prune.callbacks.figures import prunings_of
 from lightning_taylor_prune.callbacks.pruning import TaylorPruningCallback
-from lightning_taylor_prune.callbacks.status import Pace, PruningStatus, Sizes, clock, last_step, sizes_of, standing
+from lightning_taylor_prune.callbacks.status import (
+    Pace,
+    PruningStatus,
+    Sizes,
+    clock,
+    last_step,
+    pruning_status,
+    sizes_of,
+)
+from lightning_taylor_prune.errors import missing_package
 from lightning_taylor_prune.groups.groups import ChannelGroups
+
+try:
+    from rich.console import RenderableType
+    from rich.progress import Task, TaskID
+    from rich.text import Text
+except ImportError as error:
+    raise missing_package("The progress bar needs", "rich", "rich") from error
 
 SECONDS_BETWEEN_LINES = 10.0  # in a file, where a bar would be escape codes
 
@@ -30,7 +43,7 @@ SECONDS_LEFT = "seconds_left"  # a field that only pruning rows have
 
 
 class PruningProgressBar(RichProgressBar):
-    """Lightning's rich progress bar, with a row for pruning: prune k of n, time left; accuracy, filters, parameters.
+    """Lightning's rich progress bar with a row for pruning: prune k of n, remaining time, metric and sizes.
 
     It is an ordinary bar where nothing is pruned. A training that ends after a number of steps shows these instead of
     the batches of its epochs. Where there is no terminal (a file, a pipe) it writes a line per prune, or one every ten
@@ -38,10 +51,14 @@ class PruningProgressBar(RichProgressBar):
 
     Args:
         refresh_rate: Refreshes per second; 0 turns the bar off.
-        leave: Leave the bar of each epoch on the screen.
+        leave: Keep the bar of each epoch on the screen.
         theme: Styles.
         console_kwargs: Arguments for rich's ``Console``.
         monitor: Name of the validation metric to show; by default an accuracy if there is one, else the first metric.
+
+    Example:
+        >>> PruningProgressBar(refresh_rate=5, monitor="val_acc").monitor
+        'val_acc'
     """
 
     def __init__(
@@ -177,7 +194,7 @@ class PruningProgressBar(RichProgressBar):
         """Show how far each callback has come."""
         if self.progress is not None and not self._progress_stopped:
             for row in self._rows:
-                row.show(self.progress, row.standing(self.trainer.global_step, self._last_step, self.monitor))
+                row.show(self.progress, row.status(self.trainer.global_step, self._last_step, self.monitor))
             self.refresh()
 
     def _follow(self) -> None:
@@ -223,20 +240,20 @@ class _PruningRow:
         """The name under which the callback gives the bar its count of prunes."""
         return "prune" if self._pruning.max_prunes is None else f"prune_of_{self._pruning.max_prunes}"
 
-    def standing(self, step: int, last_step: int | None, monitor: str | None) -> tuple[PruningStatus, float | None]:
-        """Return how far the callback has come, and how many seconds are left."""
+    def status(self, step: int, last_step: int | None, monitor: str | None) -> tuple[PruningStatus, float | None]:
+        """Return how far the callback has come, and how many seconds remain."""
         groups = self._pruning.groups
         if groups is not None and groups is not self._known_groups:  # sizes take a while to count
             self._known_groups, self._sizes = groups, sizes_of(groups)
-        now, state = time.monotonic(), standing(self._pruning, self._sizes, step, last_step, monitor)
+        now, state = time.monotonic(), pruning_status(self._pruning, self._sizes, step, last_step, monitor)
         if state.done > self._seen:
             self._seen = state.done
             self._pace.mark(step, now)
         return state, self._pace.seconds(state.steps_left, step, now)
 
-    def show(self, progress: CustomProgress, standing: tuple[PruningStatus, float | None]) -> None:
-        """Show it."""
-        state, seconds = standing
+    def show(self, progress: CustomProgress, status: tuple[PruningStatus, float | None]) -> None:
+        """Show a status in the row."""
+        state, seconds = status
         total = math.inf if state.total is None else state.total
         if self.task is None:
             self.task = progress.add_task(f"{self.name:10}", total=total)
@@ -246,23 +263,23 @@ class _PruningRow:
 
     def news(self, step: int, last_step: int | None, monitor: str | None) -> str | None:
         """Return a line about the last prune, once."""
-        state, seconds = self.standing(step, last_step, monitor)
+        state, seconds = self.status(step, last_step, monitor)
         if state.done <= self._told:
             return None
         self._told = state.done
         of = "" if state.total is None else f" of {state.total}"
-        left = "" if seconds is None else f", {clock(seconds)} left"
-        return f"{self.name}: prune {state.done}{of} at step {self._pruning.history[-1]['step']}: {state}{left}"
+        remaining = "" if seconds is None else f", {clock(seconds)} left"
+        return f"{self.name}: prune {state.done}{of} at step {self._pruning.history[-1]['step']}: {state}{remaining}"
 
 
 class _TimeColumn(CustomTimeColumn):
-    """Time gone and left; of a pruning row what the bar foresees."""
+    """Elapsed and remaining time; in a pruning row the latter is what the bar foresees."""
 
     def render(self, task: Task) -> Text:
         if SECONDS_LEFT not in task.fields:
             return super().render(task)
-        gone = task.finished_time if task.finished else task.elapsed
-        return Text(f"{clock(gone)} • {clock(task.fields[SECONDS_LEFT])}", style=self.style)
+        elapsed = task.finished_time if task.finished else task.elapsed
+        return Text(f"{clock(elapsed)} • {clock(task.fields[SECONDS_LEFT])}", style=self.style)
 
 
 class _SpeedColumn(ProcessingSpeedColumn):

@@ -61,12 +61,12 @@ def progress_of(
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is left of a network, and what there was before the first prune; 0 where it is not known yet.
+    """How large a network is now, and how large it was before the first prune; 0 where that is not known yet.
 
     Attributes:
-        filters: Filters of convolutions left.
+        filters: Filters of all convolutions now.
         filters_before: Filters of the unpruned network.
-        params: Parameters left.
+        params: Parameters now.
         params_before: Parameters of the unpruned network.
     """
 
@@ -76,13 +76,13 @@ class Sizes:
     params_before: int = 0
 
     def __str__(self) -> str:
-        """Say what is left."""
+        """Say how much of the network is kept."""
         counts = {"filters": (self.filters, self.filters_before), "params": (self.params, self.params_before)}
         return ", ".join(f"{n:,} of {all_:,} {what} ({n / all_:.0%})" for what, (n, all_) in counts.items() if all_)
 
 
 def sizes_of(groups: ChannelGroups) -> Sizes:
-    """Count what is left and what there was."""
+    """Count filters and parameters, now and before the first prune."""
     before = groups.unpruned()
     return Sizes(groups.num_filters, before.num_filters, groups.params, before.params)
 
@@ -95,7 +95,7 @@ class PruningStatus:
         done: Prunes so far.
         total: Prunes in all, as far as can be foreseen; ``None`` if it cannot.
         steps_left: Optimizer steps up to the last prune; ``None`` if that cannot be foreseen.
-        sizes: What is left.
+        sizes: How much of the network is kept.
         metric: Name and value of the validation metric after the last prune that was validated.
     """
 
@@ -106,27 +106,27 @@ class PruningStatus:
     metric: tuple[str, float] | None = None
 
     def __str__(self) -> str:
-        """Say what the network is worth, and what is left of it."""
+        """Say the network's metric, and how much of the network is kept."""
         metric = f"{self.metric[0]} {self.metric[1]:.4g}" if self.metric else ""
         return ", ".join(part for part in (metric, str(self.sizes)) if part)
 
 
-def standing(
+def pruning_status(
     pruning: TaylorPruningCallback, sizes: Sizes, step: int, last_step: int | None, monitor: str | None = None
 ) -> PruningStatus:
     """Return how far a callback has come.
 
     Args:
         pruning: The callback.
-        sizes: What is left of its network.
+        sizes: How much of its network is kept.
         step: Optimizer steps so far.
         last_step: Optimizer steps in all, if known.
         monitor: Name of the metric to show.
     """
-    total, left = _foreseen(pruning, step, last_step)
+    total, steps_left = _foreseen(pruning, step, last_step)
     measured = [row["metrics"] for row in pruning.history if row["metrics"]]
     return PruningStatus(
-        len(pruning.history), total, left, sizes, headline(measured[-1], monitor) if measured else None
+        len(pruning.history), total, steps_left, sizes, headline(measured[-1], monitor) if measured else None
     )
 
 
@@ -175,7 +175,7 @@ class Pace:
         self._marks.append((step, now))
 
     def seconds(self, steps_left: int | None, step: int, now: float) -> float | None:
-        """Return how long the steps that are left will take, or ``None`` if that cannot be told yet."""
+        """Return how long the remaining steps will take, or ``None`` if that cannot be told yet."""
         if steps_left is None or not self._marks or step <= self._marks[0][0]:
             return 0.0 if steps_left == 0 else None
         first_step, begun = self._marks[0]
@@ -183,7 +183,7 @@ class Pace:
 
 
 def clock(seconds: float | None) -> str:
-    """Return a duration in words of digits.
+    """Write a duration as hours, minutes and seconds.
 
     Example:
         >>> clock(3725.8), clock(None)

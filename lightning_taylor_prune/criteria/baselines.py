@@ -27,7 +27,7 @@ class Magnitude(Criterion):
 
     @property
     def skipped(self) -> int:
-        """No minibatch is left out."""
+        """No minibatch is skipped."""
         return 0
 
     @torch.no_grad()

@@ -27,6 +27,18 @@ def register_criterion(name: str) -> Callable[[type[Criterion]], type[Criterion]
 
     Raises:
         ValueError: The name is taken.
+
+    Example:
+        >>> @register_criterion("gradient_norm")
+        ... class GradientNorm(Criterion):
+        ...     def minibatch(self, scale):
+        ...         terms = parameter_slices(self.model, self.groups, "writer")
+        ...         sums = torch.zeros(self.num_units + 1)
+        ...         for term in terms:
+        ...             sums.index_add_(0, term.units, term.per_position((term.parameter.grad * scale).square()))
+        ...         return sums[:-1]
+        >>> CRITERIA.pop("gradient_norm").__name__  # `TaylorPruningCallback(criterion="gradient_norm")` would use it
+        'GradientNorm'
     """
 
     def decorate(cls: type[Criterion]) -> type[Criterion]:
@@ -46,6 +58,15 @@ class Criterion(ABC):
     Args:
         model: The network.
         groups: Its groups as it is now.
+
+    Example:
+        >>> from lightning_taylor_prune import find_groups
+        >>> model, x = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(3, 5)
+        >>> criterion = CRITERIA["taylor"](model, find_groups(model, x))
+        >>> model(x).square().mean().backward()
+        >>> criterion.update()
+        >>> criterion.compute().shape
+        torch.Size([4])
     """
 
     needs_gradients = True
@@ -84,8 +105,8 @@ class Criterion(ABC):
     def update(self, scale: float | Tensor = 1.0, parameters: Collection[int] | None = None) -> None:
         """Take in one minibatch, after its backward pass. Without device synchronisation.
 
-        A minibatch with NaN or infinity anywhere is left out; :attr:`skipped` counts them. One in which none of the
-        terms has a gradient is no minibatch.
+        A minibatch with NaN or infinity anywhere is skipped; :attr:`skipped` counts them. One in which none of the
+        terms has a gradient does not count as a minibatch.
 
         Args:
             scale: What gradients must be multiplied with to be those of the mean loss.
@@ -128,7 +149,7 @@ class Criterion(ABC):
 
     @property
     def skipped(self) -> int:
-        """Number of minibatches left out because of NaN or infinity."""
+        """Number of minibatches skipped because of NaN or infinity."""
         return self.steps - (0 if self.finite_steps is None else int(self.finite_steps))
 
     @property
@@ -162,7 +183,7 @@ class Criterion(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from scores that were accumulated before, for the same groups."""
+        """Continue from scores that were accumulated before, for the same groups."""
         device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         self.steps = state["steps"]
         self._scored.update(state["scored"])
@@ -172,8 +193,8 @@ class Criterion(ABC):
     def discard(self) -> None:  # noqa: B027 - most criteria hold nothing between updates
         """Forget the backward passes since the last update: they are not to count."""
 
-    def close(self) -> None:  # noqa: B027 - most criteria have nothing to let go of
-        """Let go of the network (hooks, for criteria that need them)."""
+    def close(self) -> None:  # noqa: B027 - most criteria have nothing to release
+        """Release the network: criteria that have hooks on it remove them."""
 
 
 _STATE = ("total", "finite_steps", "counts")

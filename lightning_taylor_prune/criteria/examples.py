@@ -60,7 +60,7 @@ class TaylorExamples(ExampleCriterion):
     over examples :math:`n`, with :math:`R(u)` the layers that read unit :math:`u` and :math:`a_r` the activation that
     layer :math:`r` reads: :class:`Taylor`, with examples for minibatches. It ranks units better, and after few
     minibatches, at the price of one product per reading layer. Of a minibatch of more than :data:`MAX_EXAMPLES`
-    examples every second is looked at, or every third, as long as there are as many left.
+    examples every second is looked at, or every third, as long as at least that many remain.
 
     Units that something else than a convolution or linear layer reads (a weight used by a function, attention) are
     summed over the minibatch as :class:`Taylor` does, on the same scale, and so are all units in a minibatch whose
@@ -178,7 +178,9 @@ class PerExampleSums:
             if x.shape[axis] != len(terms[0].units):
                 return None
             own = x.view_as(x)
-            own.register_hook(lambda gradient: self._take(terms, x.detach(), gradient, axis % x.dim()))
+            own.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: self._take(terms, x.detach(), gradient, axis % x.dim())
+            )
             return (own, *args[1:])
 
         return hook
@@ -206,7 +208,7 @@ class PerExampleSums:
         sums.index_add_(1, units.to(sums.device), products.to(sums))
 
     def _fold(self) -> None:
-        """Close the books of a backward pass that is complete."""
+        """Add a complete backward pass to the result."""
         for count, sums in self._sums.items():
             folded = self._apply(sums[:, : self._num_units]).sum(0) * (count / len(sums))
             self._folded = folded if self._folded is None else self._folded + folded

@@ -28,7 +28,7 @@ def normalize_scores(scores: Tensor, groups: ChannelGroups, how: str = "none", m
     if how not in NORMALIZATIONS:
         raise ValueError(f"`normalize` must be one of {', '.join(NORMALIZATIONS)}, but got {how!r}.")
     parts = []
-    for part in scores.split([g.num_channels for g in groups]):
+    for part in scores.split_with_sizes([g.num_channels for g in groups]):
         divisor = NORMALIZATIONS[how](part[part.isfinite()]) if part.isfinite().any() else torch.ones(())
         parts.append(part / divisor if divisor > 0 else part)
     normalized = torch.cat(parts) if parts else scores
@@ -46,7 +46,7 @@ NORMALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def unit_macs(groups: ChannelGroups) -> Tensor:
-    """Return the MACs that leave with one unit of each group, for every unit; float64, shape ``[num_units]``."""
+    """Return, for every unit, the MACs saved when one unit of its group is removed; float64, shape ``[num_units]``."""
     saved = []
     for group in groups:
         if group.num_channels > 1:
@@ -61,13 +61,13 @@ def warn_unscored(scores: Tensor, groups: ChannelGroups) -> None:
     """Say which groups cannot be judged because the weights that matter have no gradient."""
     names = [
         group.name
-        for group, part in zip(groups, scores.split([g.num_channels for g in groups]), strict=True)
+        for group, part in zip(groups, scores.split_with_sizes([g.num_channels for g in groups]), strict=True)
         if part.isnan().all()
     ]
     if names:
         warnings.warn(
             f"{len(names)} groups have no score, since weights that matter for them get no gradient (frozen, or not "
-            f"used in the loss), and are left as they are: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}",
+            f"used in the loss), and are not pruned: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}",
             PruningWarning,
             stacklevel=2,
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_taylor_prune.groups.groups import ChannelGroups, Role
+from lightning_taylor_prune.groups.group import Role
+from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.plan import Indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ def parameter_slices(model: nn.Module, groups: ChannelGroups, role: Role) -> lis
     ]
 
 
-def _unit_index(units: Any, num_units: int, device: torch.device) -> Tensor:
+def _unit_index(units: Indices, num_units: int, device: torch.device) -> Tensor:
     index = torch.from_numpy(units)
     return torch.where(index < 0, num_units, index).to(device)
 

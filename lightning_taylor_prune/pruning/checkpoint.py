@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lightning_taylor_prune.errors import PlanError
 from lightning_taylor_prune.modules.rewrite import HELD, is_rewritten, rewrite_
@@ -22,7 +23,7 @@ KEY = "lightning_taylor_prune"
 def fit_shapes_(module: nn.Module, shapes: Mapping[str, torch.Size | tuple[int, ...]]) -> None:
     """Give parameters and buffers other sizes, smaller or larger, in place; their content is undefined then.
 
-    Tensors that already fit, that ``shapes`` does not name, or whose number of axes differs are left alone.
+    Tensors that already fit, that ``shapes`` does not name, or whose number of axes differs are not changed.
 
     Args:
         module: The module that the names are relative to.
@@ -55,7 +56,7 @@ def _empty_like(old: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def follow_checkpoint_shapes(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-    """Load hook: make the module fit a state dict, whatever filters it has left.
+    """Load hook: give the module the shapes of a state dict, however many filters that has kept.
 
     A module-level function without state, so that a module that carries it can be copied and pickled.
     """
@@ -65,7 +66,7 @@ def follow_checkpoint_shapes(module: nn.Module, state_dict: Mapping[str, Any], p
     fit_shapes_(module, own)
 
 
-def make_loadable(module: nn.Module) -> Any:
+def make_loadable(module: nn.Module) -> RemovableHandle:
     """Let a module load state dicts of its pruned (or larger) selves, from now on.
 
     The callback does this by itself for the time of a Trainer call. Launchers that train in child processes
@@ -73,8 +74,19 @@ def make_loadable(module: nn.Module) -> Any:
 
     Returns:
         A handle whose ``remove()`` takes it back.
+
+    Example:
+        >>> network = nn.Linear(8, 4)
+        >>> handle = make_loadable(network)
+        >>> network.load_state_dict(nn.Linear(8, 3).state_dict())
+        <All keys matched successfully>
+        >>> network
+        Linear(in_features=8, out_features=3, bias=True)
     """
-    return module.register_load_state_dict_pre_hook(follow_checkpoint_shapes)
+    handle: RemovableHandle = module.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+        follow_checkpoint_shapes
+    )
+    return handle
 
 
 def is_loadable(module: nn.Module) -> bool:
@@ -116,6 +128,12 @@ def fit_checkpoint_(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
 
     For ``LightningModule.load_from_checkpoint``, which no callback sees: call it from the module's own
     ``on_load_checkpoint(self, checkpoint)``.
+
+    Example:
+        >>> network = nn.Linear(8, 4)
+        >>> fit_checkpoint_(network, {"state_dict": nn.Linear(6, 4).state_dict()})
+        >>> network
+        Linear(in_features=6, out_features=4, bias=True)
     """
     fit_shapes_(module, {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()})
     set_attributes_of(module, checkpoint.get(KEY, {}).get("attributes", {}))
@@ -136,6 +154,14 @@ def load_pruned(path: str | Path, model: nn.Module, map_location: Any = "cpu") -
 
     Raises:
         PlanError: The checkpoint is one of another network.
+
+    Example:
+        >>> import io
+        >>> file = io.BytesIO()
+        >>> torch.save(nn.Linear(8, 3).state_dict(), file)
+        >>> _ = file.seek(0)
+        >>> load_pruned(file, nn.Linear(8, 4))
+        Linear(in_features=8, out_features=3, bias=True)
     """
     loaded = torch.load(path, map_location=map_location, weights_only=True)
     state_dict = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded

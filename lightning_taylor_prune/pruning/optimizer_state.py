@@ -65,7 +65,9 @@ def _constructor_state(optimizer: Optimizer, group: Mapping[str, Any], parameter
     if not isinstance(optimizer, Adagrad):
         return {}
     initial = optimizer.defaults["initial_accumulator_value"]
-    return Adagrad([parameter], initial_accumulator_value=initial, fused=group.get("fused")).state[parameter]
+    anew = Adagrad([parameter], initial_accumulator_value=initial, fused=group.get("fused"))
+    state: dict[str, Any] = anew.state[parameter]
+    return state
 
 
 def _slice_states(optimizer: Optimizer, of: Mapping[int, Replacement]) -> Iterator[tuple[Any, Any]]:
@@ -99,7 +101,7 @@ def _partial_reset(optimizer: Optimizer, replacement: Replacement) -> dict[str, 
 
 
 def _follows(value: Any, shape: torch.Size) -> bool:
-    """Whether state stays meaningful when axes of the parameter shrink.
+    """Whether state remains meaningful when axes of the parameter shrink.
 
     It does where it is a single number or plain data, and where every axis is the parameter's own or, as in
     factored moments, one long. Containers of tensors do not, even of a matching shape: such matrices, as in
@@ -125,7 +127,7 @@ def _is_plain(value: Any) -> bool:
 
 @torch.no_grad()
 def _slice(value: Any, replacement: Replacement) -> Any:
-    """The part of one piece of state that belongs to the channels that stay."""
+    """The part of one piece of state that belongs to the kept channels."""
     if not isinstance(value, Tensor) or value.dim() != replacement.old.dim():
         return value
     sliced = value

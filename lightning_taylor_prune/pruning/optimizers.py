@@ -1,7 +1,7 @@
 """Carry an optimizer across a cut: exchange its parameters, reset or slice its state.
 
-The optimizer, its parameter groups and their lists stay the same objects, so that learning rate schedulers,
-gradient scalers and the Trainer go on as before. :func:`prepare_optimizer` changes nothing and may raise; the
+The optimizer, its parameter groups and their lists remain the same objects, so that learning rate schedulers,
+gradient scalers and the Trainer continue as before. :func:`prepare_optimizer` changes nothing and may raise; the
 :class:`OptimizerSwap` that it returns can be committed and rolled back, neither of which can fail.
 """
 
@@ -64,11 +64,11 @@ def prepare_optimizer(
         optimizer: A torch optimizer, or a wrapper with one in its attribute ``optimizer``. Optimizers that
             it drives in turn are carried along.
         replacements: The parameters that changed shape. Those that are not in the optimizer are ignored, and
-            an optimizer that has none of them is left alone.
-        mode: ``"reset"`` clears the state of every parameter, also of uncut ones: the optimizer goes on as if
+            an optimizer that has none of them is not changed.
+        mode: ``"reset"`` clears the state of every parameter, also of uncut ones: the optimizer continues as if
             newly built, with the options that its groups have now. Of state that a class writes in its
             constructor, only :class:`torch.optim.Adagrad`'s is written anew. ``"slice"`` keeps the state of
-            all channels that stay bit for bit; where state does not follow the parameter's axes, that
+            all kept channels bit for bit; where state does not follow the parameter's axes, that
             parameter's state is reset, with a warning.
 
     Returns:

@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the command line, and write the report."""
     parser = argparse.ArgumentParser(prog="python -m lightning_taylor_prune.report", description=__doc__)
     parser.add_argument("results", type=Path, help="file that Results.save wrote")
-    parser.add_argument("folder", type=Path, nargs="?", help="folder for the report; that of the file if left out")
+    parser.add_argument("folder", type=Path, nargs="?", help="folder for the report; by default that of the file")
     parsed = parser.parse_args(arguments)
     try:
         results = Results.load(parsed.results)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_taylor_prune.errors import missing_package
+
 try:
     from matplotlib import rc_context
     from matplotlib.axes import Axes
@@ -15,9 +17,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 except ImportError as error:
-    raise ImportError(
-        "The figures of a report need matplotlib, which cannot be imported: pip install lightning-taylor-prune[report]"
-    ) from error
+    raise missing_package("The figures of a report need", "matplotlib", "lightning-taylor-prune[report]") from error
 
 __all__ = [
     "DARK",
@@ -42,12 +42,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours that tell apart under every common colour blindness, after Okabe and Ito.
+    """Colours that can be told apart with every common colour blindness, after Okabe and Ito.
 
     Attributes:
         paper: Background.
         ink: Text.
-        rule: Lines that stay behind.
+        rule: Lines in the background.
         before: The original network: areas and bars.
         after: The pruned network.
         accent: What stands out from both.
@@ -116,7 +116,7 @@ def tidy(axes: Axes, style: Style, ylabel: str = "") -> None:
 
 
 def shorten(name: str, limit: int) -> str:
-    """Leave out the middle of a long name.
+    """Replace the middle of a long name by an ellipsis.
 
     Example:
         >>> shorten("features.denseblock4.conv2", 15)
@@ -135,5 +135,5 @@ def save_png(figure: Figure, path: Path) -> None:
 def png_bytes(figure: Figure) -> bytes:
     """Draw a figure as PNG, needing no display."""
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return buffer.getvalue()

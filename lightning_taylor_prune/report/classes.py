@@ -71,7 +71,8 @@ def row_normalized(counts: Counts) -> Floats:
     """
     matrix = np.asarray(counts, dtype=np.float64)
     totals = matrix.sum(axis=1, keepdims=True)
-    return np.divide(matrix, totals, out=np.full_like(matrix, np.nan), where=totals > 0)
+    shares: Floats = np.divide(matrix, totals, out=np.full_like(matrix, np.nan), where=totals > 0)
+    return shares
 
 
 def class_changes(names: Sequence[str], before: Counts, after: Counts) -> list[ClassChange]:
@@ -89,7 +90,7 @@ def class_changes(names: Sequence[str], before: Counts, after: Counts) -> list[C
 def matrices(names: Sequence[str], before: Counts, after: Counts, limit: int) -> Matrices:
     """Return both confusion matrices; of more than ``limit`` classes those that changed most, and a column for others.
 
-    Rows are in the order of the classes, so that classes that belong together stay together.
+    Rows are in the order of the classes, so that related classes remain neighbours.
     """
     old, new = row_normalized(before), row_normalized(after)
     if len(names) <= limit:

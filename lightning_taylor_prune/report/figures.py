@@ -53,7 +53,8 @@ def running_mean(values: Sequence[float], window: int) -> npt.NDArray[np.float64
     total = np.cumsum(np.concatenate([[0.0], np.asarray(values, dtype=float)]))
     stop = np.arange(1, len(values) + 1)
     start = np.maximum(stop - window, 0)
-    return (total[stop] - total[start]) / (stop - start)
+    means: npt.NDArray[np.float64] = (total[stop] - total[start]) / (stop - start)
+    return means
 
 
 def _draw_losses(axes: Axes, progress: Progress, style: Style) -> None:
@@ -133,26 +134,24 @@ def _draw_areas(axes: Axes, before: Mapping[str, int], after: Mapping[str, int],
 
 
 def scores_figure(losses: Sequence[GroupLoss], style: Style | None = None) -> Figure:
-    """Draw, for each group of filters, how much it lost, and how its scores stood at the first and last prune."""
+    """Draw how much each group of filters lost, and how its scores ranked at the first and the last prune."""
     style = style or Style()
     with rc_context(style.rc):
         figure = style.figure(1.6 + 0.27 * len(losses))
         left, right = figure.subplots(1, 2, sharey=True)
         rows = np.arange(len(losses))
         left.barh(rows, [100 * loss.fraction for loss in losses], height=0.6, color=style.palette.after)
-        _draw_standings(right, losses, style)
+        _draw_ranks(right, losses, style)
         left.set_yticks(rows, _group_names(losses, 17 if style.narrow else 45), fontsize=8)
         left.set_ylim(len(rows) - 0.5, -0.5)
         left.set_xlim(0, 100)
         left.set_xlabel("Lost (%)" if style.narrow else "Units lost\n(% of the layer)")
-        right.set_xlabel(
-            "Standing (%)" if style.narrow else "Standing of its median unit\n(% of all units that score lower)"
-        )
+        right.set_xlabel("Rank (%)" if style.narrow else "Rank of its median unit\n(% of all units that score lower)")
         for axes in (left, right):
             tidy(axes, style)
             axes.tick_params(axis="y", length=0)
         figure.legend(loc="outside lower center", ncols=2)
-        figure.suptitle("What each layer lost, and how it stood")
+        figure.suptitle("What each layer lost, and how its scores ranked")
     return figure
 
 
@@ -163,10 +162,10 @@ def _group_names(losses: Sequence[GroupLoss], letters: int) -> list[str]:
     return [f"{shorten(name, letters - len(more))}{more}" for name, more in zip(names, coupled, strict=True)]
 
 
-def _draw_standings(axes: Axes, losses: Sequence[GroupLoss], style: Style) -> None:
+def _draw_ranks(axes: Axes, losses: Sequence[GroupLoss], style: Style) -> None:
     """Draw a hollow ring at the first prune and a disc at the last, joined."""
     rows = np.arange(len(losses))
-    first, last = ([100 * (np.nan if x is None else x) for x in xs] for xs in _standings(losses))
+    first, last = ([100 * (np.nan if x is None else x) for x in xs] for xs in _ranks(losses))
     axes.hlines(rows, first, last, color=style.palette.rule, linewidth=1.2, zorder=1)
     ring: dict[str, Any] = {"facecolor": style.palette.paper, "edgecolor": style.palette.accent, "linewidth": 1.5}
     axes.scatter(first, rows, s=34, zorder=2, label="at the first prune", **ring)
@@ -176,5 +175,5 @@ def _draw_standings(axes: Axes, losses: Sequence[GroupLoss], style: Style) -> No
     axes.set_axisbelow(True)
 
 
-def _standings(losses: Sequence[GroupLoss]) -> tuple[list[float | None], list[float | None]]:
+def _ranks(losses: Sequence[GroupLoss]) -> tuple[list[float | None], list[float | None]]:
     return [loss.first_rank for loss in losses], [loss.last_rank for loss in losses]

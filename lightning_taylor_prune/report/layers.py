@@ -16,12 +16,12 @@ def filters_table(before: Mapping[str, int], after: Mapping[str, int], params: i
         conv1       8      8  100%
         conv2      16      4   25%
         total      24     12   50%
-        1,234 parameters are left.
+        1,234 parameters are kept.
     """
     rows = [[name, str(n), str(after[name]), f"{after[name] / n:.0%}"] for name, n in before.items()]
-    total, left = sum(before.values()), sum(after.values())
-    rows.append(["total", str(total), str(left), f"{left / max(total, 1):.0%}"])
-    return "\n".join([*_aligned([["layer", "before", "after", "kept"], *rows]), f"{params:,} parameters are left."])
+    total, kept = sum(before.values()), sum(after.values())
+    rows.append(["total", str(total), str(kept), f"{kept / max(total, 1):.0%}"])
+    return "\n".join([*_aligned([["layer", "before", "after", "kept"], *rows]), f"{params:,} parameters are kept."])
 
 
 def locked_lines(groups: ChannelGroups) -> list[str]:

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from lightning_taylor_prune.errors import missing_package
 from lightning_taylor_prune.report import comparison, words
 from lightning_taylor_prune.report.class_figures import accuracy_figure, confusion_figure, difference_figure
 from lightning_taylor_prune.report.classes import (
@@ -27,9 +28,7 @@ from lightning_taylor_prune.report.scores import GroupLoss, group_losses, why
 try:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 except ImportError as error:
-    raise ImportError(
-        "The page of a report needs jinja2, which cannot be imported: pip install lightning-taylor-prune[report]"
-    ) from error
+    raise missing_package("The page of a report needs", "jinja2", "lightning-taylor-prune[report]") from error
 
 SHOWN = 20
 """Classes and groups of filters that are drawn and listed where there are too many for all."""
@@ -43,11 +42,11 @@ def shown(entries: list[Any]) -> list[Any]:
 def write_report(results: Results, folder: Path | str) -> Path:
     """Write ``report.html``, its figures as PNG, ``comparison.csv`` and ``comparison.json``.
 
-    What the results lack (confusion matrices, latencies, scores) the page leaves out.
+    The page omits what the results do not have (confusion matrices, latencies, scores).
 
     Args:
         results: What the run found out.
-        folder: Where the files go; it is made if it is missing.
+        folder: Folder to write to; it is created if it is missing.
 
     Returns:
         The path of ``report.html``, which needs no other file and no network.
@@ -101,9 +100,9 @@ def _progress_picture(progress: Progress) -> Picture:
     alt = (
         f"Three line charts over the same iterations, with a vertical line at each of "
         f"{words.plural(len(progress.iterations) - 1, 'prune')}: training loss, validation accuracy, prunable filters. "
-        f"{accuracy}Prunable filters go from {prunable[0]:,} to {prunable[-1]:,}."
+        f"{accuracy}There are {prunable[0]:,} prunable filters at first and {prunable[-1]:,} at the end."
     )
-    caption = "Each grey line is a prune: filters leave, and training goes on at once."
+    caption = "Each grey line is a prune: filters are removed, and training continues at once."
     return picture("progress", alt, caption, lambda style: progress_figure(progress, style))
 
 
@@ -136,11 +135,11 @@ def _score_parts(losses: list[GroupLoss]) -> dict[str, Any]:
         return {"losses": losses, "scores": None}
     drawn = shown(losses)
     most = " ".join(f"{loss.name} {why(loss)}" for loss in drawn[:3])
-    alt = f"Units that each group of filters lost, largest share on top, beside its standing by score. {most}"
+    alt = f"Units that each group of filters lost, largest share on top, beside its rank by score. {most}"
     caption = (
-        "Standing: of all units that could leave, how many per cent scored lower than the layer's median unit. Units "
-        "with the lowest scores leave first, so layers far to the left lose most; what they keep moves to the right. "
-        "A number such as +2 after a name: as many more layers are coupled to it."
+        "Rank: of all units that could be removed, how many per cent scored lower than the layer's median unit. Units "
+        "with the lowest scores are removed first, so layers with a low rank lose most; the units that they keep rank "
+        "higher. A number such as +2 after a name: as many more layers are coupled to it."
     )
     scored = any(loss.first_rank is not None for loss in drawn)
     scores = picture("scores", alt, caption, lambda style: scores_figure(drawn, style)) if scored else None

@@ -1,4 +1,4 @@
-"""What a pruning run found out, as plain immutable data that goes to JSON and back."""
+"""What a pruning run found out, as plain immutable data that can be saved as JSON and loaded again."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """A group of units that left or stayed together.
+    """A group of units, and how many of them were kept.
 
     Attributes:
         name: Name of the group, which is the layer that writes it first.

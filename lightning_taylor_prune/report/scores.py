@@ -13,7 +13,7 @@ from lightning_taylor_prune.report.words import percent, plural
 
 @dataclass(frozen=True)
 class GroupLoss:
-    """What a group lost, and how its scores stood.
+    """What a group lost, and how its scores ranked.
 
     Attributes:
         name: Name of the group.
@@ -23,8 +23,8 @@ class GroupLoss:
         first_rank: Share of all units with a lower score than the group's median unit at the first prune, 0 to 1;
             ``None`` if it is not known.
         last_rank: The same at the last prune.
-        ratio: Median score of the units that left over that of the units that stayed: the median over all prunes that
-            took some; ``None`` if there was none.
+        ratio: Median score of the removed units divided by that of the kept ones: the median over all prunes that
+            removed some; ``None`` if there was none.
     """
 
     name: str
@@ -37,12 +37,12 @@ class GroupLoss:
 
     @property
     def lost(self) -> int:
-        """Units that left."""
+        """Number of removed units."""
         return self.before - self.after
 
     @property
     def fraction(self) -> float:
-        """Share of the group's units that left, 0 to 1."""
+        """Share of the group's units that were removed, 0 to 1."""
         return self.lost / self.before if self.before else 0.0
 
 
@@ -91,9 +91,9 @@ def why(loss: GroupLoss) -> str:
     shared = f", each of which {len(loss.layers)} layers share" if len(loss.layers) > 1 else ""
     if loss.first_rank is None:
         return f"{amount}{shared}."
-    return f"{amount}{shared}. {_standing(loss.first_rank)}"
+    return f"{amount}{shared}. {_rank_words(loss.first_rank)}"
 
 
-def _standing(rank: float) -> str:
+def _rank_words(rank: float) -> str:
     only = "only " if rank < 0.5 else ""
     return f"At the first prune its median unit scored higher than {only}{percent(rank, 0)} of all units."

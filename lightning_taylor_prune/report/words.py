@@ -136,7 +136,7 @@ def milliseconds(value: float) -> str:
 
 
 def time_range(latency: Latency) -> str:
-    """Write the times, in milliseconds, between which four passes of five lay."""
+    """Write the times, in milliseconds, between which four of five passes were measured."""
     low, high = (milliseconds(value).split(NBSP)[0] for value in (latency.low_ms, latency.high_ms))
     return f"{low} to {high}"
 
@@ -187,9 +187,9 @@ def classes_summary(changes: Sequence[ClassChange]) -> str:
     worse = sum(round(change.points, 6) < 0 for change in changes)
     better = sum(round(change.points, 6) > 0 for change in changes)
     equal = len(changes) - worse - better
-    counts = f"{plural(worse, 'class', 'classes')} got worse, {better:,} better, {equal:,} stayed equal."
+    counts = f"{plural(worse, 'class', 'classes')} got worse, {better:,} better, {equal:,} did not change."
     worst, best = (f"{signed(change.points)} points ({change.name})" for change in (changes[0], changes[-1]))
-    spread = f" Changes go from {worst} to {best}."
+    spread = f" Changes range from {worst} to {best}."
     chance = (
         f" With {plural(min(c.count for c in changes), 'test example')} or more in each class, changes within about "
         f"±{number(chance_points(changes), 1)} points may be chance."

@@ -119,7 +119,7 @@ def step_row(name: str, batch: int, size: int, repeats: int, device: str) -> lis
         """Return what scoring takes beside the rest of the same step."""
         start = now(device)
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        torch.autograd.backward(F.cross_entropy(model(x), y))
         backward = now(device)
         scores.update()
         scored = now(device)
@@ -140,11 +140,11 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
-class PeakMemory(TorchDispatchMode):
+class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes of tensors made inside that are alive at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive, self.most, self._seen = 0, 0, set[int]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -3,8 +3,8 @@
 Run ``python recipes/benchmarks/coverage.py [PATTERN ...] [--again] [--markdown]``.
 
 Every network is built, analysed, cut by half in every group, compared with its masked self, trained for a step and
-exported, in a process of its own with a limit on time and memory. One JSON file a network is left in the output
-folder; networks that have one are skipped, so that a run which was stopped goes on where it was.
+exported, in a process of its own with a limit on time and memory. One JSON file per network is written to the
+output folder; networks that have one are skipped, so that a run which was stopped continues where it was.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def work(name: str, path: str, log: str, threads: int, plugins: str) -> None:
-    """Measure one network and keep its record up to date in a file; what it prints goes to another."""
+    """Measure one network and keep its record up to date in a file; what it prints is written to another."""
     import torch
 
     from recipes.benchmarks.coverage_measure import measure
@@ -139,7 +139,7 @@ def is_finished(path: Path) -> bool:
 
 
 def run_one(name: str, path: Path, options: argparse.Namespace) -> Record:
-    """Measure a network in a process of its own; returns its record, and completes the one it has left behind."""
+    """Measure a network in a process of its own and return its record, completed here if that process was killed."""
     path.unlink(missing_ok=True)
     log = path.with_suffix(".log")
     given = name, str(path), str(log), options.threads, os.environ.get("COVERAGE_MODELS", "")
@@ -215,7 +215,8 @@ HEADINGS = (
 
 def is_bad(record: Mapping[str, Any]) -> bool:
     """Whether a network ended in another way than it should."""
-    return record["status"] != ("refused" if record.get("expected_refusal") else "ok")
+    expected = "refused" if record.get("expected_refusal") else "ok"
+    return bool(record["status"] != expected)
 
 
 def cells(record: Mapping[str, Any]) -> list[str]:
@@ -281,7 +282,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
 
 def as_markdown(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the table, what is not as it should be, and why parameters are locked, as Markdown."""
-    found = next((r["versions"] for r in records if "versions" in r), {})
+    found: Mapping[str, str] = next((r["versions"] for r in records if "versions" in r), {})
     lines = [
         "# Coverage",
         "",

@@ -30,7 +30,7 @@ from lightning_taylor_prune.tracing.tensors import find_tensors
 from recipes.benchmarks.coverage_models import Built, Entry
 
 RATIO = 0.5
-"""Share of every group's units that leaves."""
+"""Share of every group's units that is removed."""
 
 TOLERANCE = 1e-5
 """Largest difference allowed between pruned and masked output, relative to the largest output."""
@@ -45,7 +45,7 @@ Save = Callable[[Record], None]
 
 
 def measure(entry: Entry, save: Save) -> Record:
-    """Look at one network; ``save`` gets the record before every stage, so that a killed process leaves a trace.
+    """Look at one network; ``save`` gets the record before every stage, so that a killed process has written one.
 
     The record's ``status`` is ``ok``, ``refused`` (an error of this package that says why, before anything was cut)
     or ``broken``; ``stage`` is the last one that was begun.
@@ -59,7 +59,7 @@ def measure(entry: Entry, save: Save) -> Record:
         try:
             run.all_stages()
             record["status"] = "ok"
-        except Exception as error:  # whatever happens to one network is a finding, and the others go on
+        except Exception as error:  # whatever happens to one network is a finding, and the others continue
             refused = isinstance(error, TraceError) and record["stage"] == "find_groups"
             record["status"] = "refused" if refused else "broken"
             record.update(describe(error))
@@ -98,7 +98,7 @@ def shorten(text: str) -> str:
 
 
 class _Run:
-    """The stages; each leaves its findings in the record."""
+    """The stages; each adds its findings to the record."""
 
     def __init__(self, entry: Entry, record: Record, save: Save) -> None:
         self._entry, self.record, self._save = entry, record, save
@@ -186,7 +186,7 @@ class _Run:
 def prepared(built: Built) -> Built:
     """Fill what starts out constant (normalisations, zeroed branches, layer scales), and choose a precision.
 
-    Otherwise a wrong cut could hide behind zeros and ones. Tensors without a shape or of integers stay.
+    Otherwise a wrong cut could hide behind zeros and ones. Tensors without a shape or of integers do not change.
     """
     model = built.model.train()
     generator = torch.Generator().manual_seed(0)
@@ -241,7 +241,10 @@ def calls_of_parts(built: Built, groups: ChannelGroups) -> list[Call]:
     found: dict[str, Call] = {}
 
     def watch(name: str) -> Callable[..., None]:
-        return lambda module, args, kwargs: found.setdefault(name, Call(name, args, kwargs)) and None
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.setdefault(name, Call(name, args, kwargs))
+
+        return hook
 
     modules = [(name, built.model.get_submodule(name)) for name in sorted(names)]
     handles = [module.register_forward_pre_hook(watch(name), with_kwargs=True) for name, module in modules]
@@ -266,7 +269,7 @@ def training_step(built: Built) -> float:
         torch.manual_seed(0)
         output = [t for t in find_tensors(model(*built.args, **built.kwargs)) if t.requires_grad]
     loss = torch.stack([t.square().mean() for t in output]).sum()
-    loss.backward()
+    torch.autograd.backward(loss)
     gradients = [p.grad for p in trainable if p.grad is not None]
     _require_finite([loss, *gradients])
     before = [p.detach().clone() for p in trainable if p.grad is not None]
@@ -325,14 +328,14 @@ def half_of(groups: ChannelGroups, wanted: Callable[[Any], bool]) -> PruningPlan
 def mask_readers_(model: nn.Module, plan: PruningPlan) -> None:
     """Set to zero, in place, every weight that reads a unit which the plan removes, and nothing else.
 
-    Where units, roles and positions are right, what is left of the network is what the units never touched.
+    Where units, roles and positions are right, the pruned network is what the units never touched.
     """
     tensors: Mapping[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, units in plan.removed.items():
         for found in plan.groups[name].slices:
             if found.role == "reader":
-                gone = found.positions[np.isin(found.units, units)]
-                tensors[found.tensor].index_fill_(found.dim, torch.tensor(gone), 0)
+                removed = found.positions[np.isin(found.units, units)]
+                tensors[found.tensor].index_fill_(found.dim, torch.tensor(removed), 0)
 
 
 # --- what the groups say -------------------------------------------------------------------------------------------
@@ -366,7 +369,7 @@ def facts(groups: ChannelGroups) -> Record:
 
 
 def shares_of(groups: ChannelGroups) -> tuple[dict[str, float], dict[str, int]]:
-    """Return what share of the parameters can leave, and why the rest cannot.
+    """Return what share of the parameters can be removed, and why the rest cannot.
 
     Every element of every parameter (tied ones once) is one of:
 
@@ -416,7 +419,7 @@ def _elements(groups: ChannelGroups, shape: tuple[int, ...], axes: list[int]) ->
 
 
 def _fates(groups: ChannelGroups, number: int) -> Counter[str]:
-    """Count the positions of an axis that cannot leave, by reason; ``""`` where there is none."""
+    """Count the positions of an axis that cannot be removed, by reason; ``""`` where there is none."""
     roots, locked = groups.structure.roots_on(number), groups.structure.propagation.locked
     kept = roots[groups.units_on(number) < 0]
     unique, counts = np.unique(kept, return_counts=True)

@@ -90,7 +90,8 @@ def _cheap_init() -> Any:
             return tensor.uniform_(-bound, bound)
 
     names = ["kaiming_normal_", "kaiming_uniform_", "xavier_uniform_", "trunc_normal_", "normal_", "uniform_"]
-    return mock.patch.multiple(nn.init, **dict.fromkeys(names, fill))
+    fillers: dict[str, Any] = dict.fromkeys(names, fill)
+    return mock.patch.multiple(nn.init, **fillers)
 
 
 # --- torchvision: the rest -----------------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ def _small_mvit(kind: type[nn.Module], frames: int, pixels: int, **options: Any)
 
 
 def _raft() -> Built:
-    raft = importlib.import_module("torchvision.models.optical_flow.raft")
+    raft: Any = importlib.import_module("torchvision.models.optical_flow.raft")
     grid = raft.make_coords_grid
     # Its coordinates are of 32 bits, and what is looked up there amplifies rounding beyond the tolerance; every network
     # has a process of its own, so that this one may have them in double precision.

@@ -1,5 +1,6 @@
 import io
 import re
+import sys
 
 import pytest
 import rich
@@ -86,7 +87,7 @@ def test_row_says_prune_k_of_n():
     assert [count("Pruning", screen) for screen in seen] == [f"{k}/3" for k in (0, 0, 1, 1, 2, 2, 3, 3, 3)]
 
 
-def test_row_says_what_the_network_is_worth_and_what_is_left():
+def test_row_says_what_the_network_is_worth_and_how_much_is_kept():
     callback = pruning()
     seen = fit(progress_bar()[0], callback).batches
     last = callback.history[-1]
@@ -103,7 +104,7 @@ def test_metric_can_be_chosen():
     assert f"val_loss {callback.history[-1]['metrics']['val_loss']:.4g}, 18" in seen[-1]
 
 
-def test_time_left_is_that_of_the_steps_up_to_the_last_prune(monkeypatch):
+def test_remaining_time_is_that_of_the_steps_up_to_the_last_prune(monkeypatch):
     ticks = iter(range(0, 10_000, 60))
     now = [0]
     monkeypatch.setattr(bar.time, "monotonic", lambda: now[0])
@@ -254,3 +255,14 @@ def test_bar_is_found_without_importing_rich_first():
     assert callbacks.PruningProgressBar is PruningProgressBar
     with pytest.raises(AttributeError, match="no attribute 'Other'"):
         _ = callbacks.Other
+
+
+def test_missing_rich_is_named_with_what_to_install(monkeypatch):
+    from lightning_taylor_prune import callbacks
+
+    monkeypatch.delitem(sys.modules, bar.__name__)
+    monkeypatch.delattr(callbacks, "progress_bar")
+    for name in ("rich.console", "rich.progress", "rich.text"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match="progress bar needs rich, which cannot be imported: pip install rich"):
+        _ = callbacks.PruningProgressBar

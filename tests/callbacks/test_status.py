@@ -13,8 +13,8 @@ from lightning_taylor_prune.callbacks.status import (
     headline,
     last_step,
     progress_of,
+    pruning_status,
     sizes_of,
-    standing,
 )
 from tests.lightning_modules import Adversarial, Classifier, loader, small_network, trainer
 
@@ -71,21 +71,21 @@ def pruned(done, **settings):
     ids=["start", "between", "ends-early", "starts-late", "no-limit", "endless", "one-passed-over", "done"],
 )
 def test_prunes_and_steps_foreseen(callback, step, last, expected):
-    now = standing(callback, Sizes(), step, last)
+    now = pruning_status(callback, Sizes(), step, last)
     assert (now.done, now.total, now.steps_left) == expected
 
 
-def test_pruning_that_stopped_has_nothing_left():
+def test_pruning_that_stopped_has_no_steps_to_go():
     callback = pruned(2)
     callback.stop_reason = "the target would be overshot"
-    now = standing(callback, Sizes(), 23, None)
+    now = pruning_status(callback, Sizes(), 23, None)
     assert (now.total, now.steps_left) == (2, 0)
 
 
 def test_metric_is_that_of_the_last_validated_prune():
     callback = pruned(3)
     callback.history.append({"metrics": {}})
-    assert standing(callback, Sizes(), 40, None).metric == ("val_acc", 0.2)
+    assert pruning_status(callback, Sizes(), 40, None).metric == ("val_acc", 0.2)
 
 
 def test_sizes_before_and_after_a_prune():
@@ -97,13 +97,13 @@ def test_sizes_before_and_after_a_prune():
     assert sizes_of(groups) == Sizes(filters, 24, sum(p.numel() for p in network.parameters()), params_before)
 
 
-def test_words_for_what_is_left():
-    now = standing(pruned(3), Sizes(750, 1000, 121_300, 271_700), 30, None)
+def test_words_for_what_is_kept():
+    now = pruning_status(pruned(3), Sizes(750, 1000, 121_300, 271_700), 30, None)
     assert str(now) == "val_acc 0.2, 750 of 1,000 filters (75%), 121,300 of 271,700 params (45%)"
 
 
 def test_words_while_nothing_is_known():
-    assert str(standing(pruned(0), Sizes(), 0, None)) == ""
+    assert str(pruning_status(pruned(0), Sizes(), 0, None)) == ""
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ class Net:
 
 
 def select(tensor: Tensor, keep: dict[int, list[int]]) -> Tensor:
-    """By advanced indexing, so as to share nothing with the code under test; axes one long stay."""
+    """By advanced indexing, so as to share nothing with the code under test; axes of length one are kept."""
     for dim, positions in keep.items():
         if tensor.shape[dim] > 1:
             tensor = tensor[(slice(None),) * dim + (positions,)]

@@ -57,7 +57,7 @@ def test_many_layers_are_drawn_as_areas():
     assert [patch.get_data().values.tolist() for patch in axes.patches] == [[8] * 41, [3] * 41]
 
 
-def test_scores_figure_sets_losses_beside_standings():
+def test_scores_figure_sets_losses_beside_ranks():
     losses = [GroupLoss("net.b", ("net.b", "net.c"), 8, 2, 0.1, 0.6), GroupLoss("net.a", ("net.a",), 8, 8, None, None)]
     left, right = scores_figure(losses).axes
     assert [bar.get_width() for bar in left.patches] == [75, 0]

@@ -1,4 +1,4 @@
-"""Results go to JSON and back; groups are summed up from a network."""
+"""Results are saved as JSON and loaded again; groups are summed up from a network."""
 
 from __future__ import annotations
 

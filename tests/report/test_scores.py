@@ -19,7 +19,7 @@ def test_largest_share_comes_first() -> None:
     assert [(loss.name, loss.fraction) for loss in group_losses(GROUPS, [])] == [("b", 0.75), ("a", 0.1)]
 
 
-def test_standing_is_that_of_the_first_and_the_last_prune() -> None:
+def test_rank_is_that_of_the_first_and_the_last_prune() -> None:
     losses = group_losses(GROUPS, [row(0.1, 0.1), row(0.2, None), row(0.3, 0.3)])
     assert (losses[1].first_rank, losses[1].last_rank) == (0.1, 0.3)
 

@@ -46,7 +46,7 @@ class Restless(nn.Sequential):
 
 
 class Ordered(nn.Sequential):
-    """Sums over the channels before each one: none of the first layer's can leave."""
+    """Sums over the channels before each one: none of the first layer's can be removed."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self[2](self[0](x).cumsum(1))
