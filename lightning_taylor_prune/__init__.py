@@ -4,6 +4,7 @@ from lightning_taylor_prune.callbacks.pruning import TaylorPruningCallback
 from lightning_taylor_prune.cost import Cost, measure_cost, measure_latency
 from lightning_taylor_prune.criteria import Criterion, register_criterion
 from lightning_taylor_prune.errors import (
+    ArgumentError,
     PlanError,
     PruningError,
     PruningWarning,
@@ -15,18 +16,23 @@ from lightning_taylor_prune.labels.rules import register_rule
 from lightning_taylor_prune.modules.updates import register_module_update
 from lightning_taylor_prune.plan import Cut, PruningPlan
 from lightning_taylor_prune.pruning.checkpoint import fit_checkpoint_, load_pruned, make_loadable
+from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.pruning.prune import prune_
+from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.select import select
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArgumentError",
     "ChannelGroup",
     "ChannelGroups",
     "Cost",
     "Criterion",
     "Cut",
     "PlanError",
+    "PruneOutcome",
+    "Pruner",
     "PruningError",
     "PruningPlan",
     "PruningWarning",

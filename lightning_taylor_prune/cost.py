@@ -77,7 +77,7 @@ def flop_counter() -> FlopCounterMode:
 
 
 def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *args: Any, **kwargs: Any) -> int:
-    flops: int = sdpa_flop_count(q, k, v)  # type: ignore[no-untyped-call]
+    flops: int = sdpa_flop_count(q, k, v)
     return flops
 
 

@@ -35,7 +35,7 @@ class ScoreProbe(TaylorPruningCallback):
 
     def on_train_end(self, *args: Any) -> None:
         self.scores = self.pruner.scores
-        self.skipped = self.pruner.skipped_minibatches
+        self.skipped = self.pruner.criterion.skipped
         super().on_train_end(*args)
 
 

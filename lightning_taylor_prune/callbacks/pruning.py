@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_taylor_prune.callbacks.first_batch import FirstBatchRecorder, calls_of_checkpoint
 from lightning_taylor_prune.callbacks.metrics import log_prune, log_rows, validation_metrics
-from lightning_taylor_prune.callbacks.resume import LoadsPrunedCheckpoints
+from lightning_taylor_prune.callbacks.resume import ResumablePruning
 from lightning_taylor_prune.callbacks.strategies import Rewrap, check_strategy
 from lightning_taylor_prune.callbacks.trainer_compat import (
     ValidationRequest,
@@ -22,17 +22,17 @@ from lightning_taylor_prune.callbacks.trainer_compat import (
     warnings_of_first_rank,
     window_correction,
 )
-from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.pruning.constraints import Constraints, check_bool, check_int, check_number
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
-from lightning_taylor_prune.pruning.pruner import PruneOutcome, Pruner
+from lightning_taylor_prune.pruning.outcome import PruneOutcome
+from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.pruning.settings import Settings
 from lightning_taylor_prune.report import filters_table, locked_lines
 from lightning_taylor_prune.tracing.call import Call
 
 
-class TaylorPruningCallback(LoadsPrunedCheckpoints):
+class TaylorPruningCallback(ResumablePruning):
     """Prunes the network while it trains; it comes out of ``fit`` physically smaller.
 
     After every backward pass the importance of every filter is accumulated; every ``every_n_steps`` optimizer steps
@@ -68,9 +68,8 @@ class TaylorPruningCallback(LoadsPrunedCheckpoints):
         rank_timeout: Under DDP, seconds to wait at a prune for other ranks before giving up with an error.
 
     Attributes:
-        pruner: The :class:`~lightning_taylor_prune.pruning.pruner.Pruner` inside; ``None`` before the first batch.
-        filters_before: Filters of every layer before the first prune.
-        stop_reason: Why pruning ended, or ``None`` while it goes on.
+        pruner, groups, history, filters_before, filters_after, stop_reason: See
+            :class:`~lightning_taylor_prune.callbacks.resume.ResumablePruning`.
 
     Raises:
         MisconfigurationException: An argument cannot be used.
@@ -119,43 +118,16 @@ class TaylorPruningCallback(LoadsPrunedCheckpoints):
         self.rank_timeout = rank_timeout
         self.settings = settings
 
-        self.pruner: Pruner | None = None
-        self.filters_before: dict[str, int] = {}
-        self.stop_reason: str | None = None
         self._module: LightningModule | None = None
         self._first_batch = FirstBatchRecorder(target)
         self._validation = ValidationRequest()
         self._ranks: Ranks | None = None
-        self._resumed: dict[str, Any] = {}
         self._seen_step = self._scored_step = -1
-        self._intervals = 0
 
     @property
     def state_key(self) -> str:
         """Two callbacks on two targets keep their states apart in a checkpoint."""
         return self._generate_state_key(target=self.target, criterion=self.settings.criterion)
-
-    @property
-    def groups(self) -> ChannelGroups | None:
-        """The groups of the network as it is now; ``None`` before the first batch."""
-        return None if self.pruner is None else self.pruner.groups
-
-    @property
-    def filters_after(self) -> dict[str, int]:
-        """Filters of every layer now."""
-        return {} if self.pruner is None else self.pruner.groups.filters
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        """One dict for each prune.
-
-        Its keys are ``step``, ``count``, ``removed``, ``params``, ``macs`` (per example), ``filters``,
-        ``prunable_filters``, ``score_threshold``, ``skipped_minibatches``, ``scores`` (a few numbers for each group:
-        :func:`~lightning_taylor_prune.pruning.select.score_summary`), and ``metrics`` of the validation that followed.
-        """
-        return self._resumed.get("history", []) if self.pruner is None else self.pruner.history
-
-    # --- hooks, in the order in which they run ------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work before any data is read."""
@@ -207,7 +179,7 @@ class TaylorPruningCallback(LoadsPrunedCheckpoints):
             return
         parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
         # The precision plugin has unscaled `.grad` by now, but not what hooks saw in the backward pass.
-        self._accumulate(trainer, gradient_scale(trainer) if self.pruner.sees_backward else 1.0, parameters)
+        self._accumulate(trainer, gradient_scale(trainer) if self.pruner.criterion.sees_backward else 1.0, parameters)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -268,8 +240,7 @@ class TaylorPruningCallback(LoadsPrunedCheckpoints):
     def _close(self) -> None:
         """Remove all hooks from the network."""
         self._first_batch.close()
-        if self.pruner is not None:
-            self.pruner.close()
+        super()._close()
 
     def _begin(self, pl_module: LightningModule, calls: Sequence[Call] | None = None) -> None:
         """Analyse the network and begin to score it; of one that a checkpoint has pruned, go on with its scores."""
@@ -325,19 +296,3 @@ class TaylorPruningCallback(LoadsPrunedCheckpoints):
         self.stop_reason = reason
         (rank_zero_warn if warn else rank_zero_info)(f"Pruning ends after {len(self.history)} prunes: {reason}.")
         self._close()
-
-    # --- checkpoints --------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return where pruning stands, as plain data and tensors."""
-        if self.pruner is None:
-            return dict(self._resumed)
-        return {**self.pruner.state_dict(), "intervals": self._intervals, "stop_reason": self.stop_reason}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint left off; the groups follow with the first batch."""
-        if not state_dict:
-            return
-        self._close()
-        self.pruner, self._resumed = None, dict(state_dict)
-        self._intervals, self.stop_reason = state_dict["intervals"], state_dict["stop_reason"]

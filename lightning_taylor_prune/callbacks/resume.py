@@ -1,12 +1,14 @@
-"""Pruned checkpoints under a Trainer: the module takes the shapes and sizes that a checkpoint has."""
+"""Where pruning stands, through checkpoints: the module takes the shapes and sizes that a checkpoint has."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.hooks import RemovableHandle
 
 from lightning_taylor_prune.callbacks.trainer_compat import check_launcher
+from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.pruning.checkpoint import (
     KEY,
     attributes_of,
@@ -14,14 +16,46 @@ from lightning_taylor_prune.pruning.checkpoint import (
     make_loadable,
     set_attributes_of,
 )
+from lightning_taylor_prune.pruning.pruner import Pruner
 
 
-class LoadsPrunedCheckpoints(Callback):
-    """Lets a module load checkpoints of its pruned selves, whatever the Trainer does with it."""
+class ResumablePruning(Callback):
+    """Where pruning stands, and how that goes through checkpoints.
+
+    Attributes:
+        pruner: The :class:`~lightning_taylor_prune.pruning.pruner.Pruner` at work; ``None`` before the first batch.
+        filters_before: Filters of every layer before the first prune.
+        stop_reason: Why pruning ended, or ``None`` while it goes on.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._load_hook: Any = None
+        self.pruner: Pruner | None = None
+        self.filters_before: dict[str, int] = {}
+        self.stop_reason: str | None = None
+        self._load_hook: RemovableHandle | None = None
+        self._resumed: dict[str, Any] = {}
+        self._intervals = 0
+
+    @property
+    def groups(self) -> ChannelGroups | None:
+        """The groups of the network as it is now; ``None`` before the first batch."""
+        return None if self.pruner is None else self.pruner.groups
+
+    @property
+    def filters_after(self) -> dict[str, int]:
+        """Filters of every layer now."""
+        return {} if self.pruner is None else self.pruner.groups.filters
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One dict for each prune.
+
+        Its keys are ``step``, ``count``, ``removed``, ``params``, ``macs`` (per example), ``filters``,
+        ``prunable_filters``, ``score_threshold``, ``skipped_minibatches``, ``scores`` (a few numbers for each group:
+        :func:`~lightning_taylor_prune.pruning.select.score_summary`), and ``metrics`` of the validation that followed.
+        """
+        return self._resumed.get("history", []) if self.pruner is None else self.pruner.history
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the module take a checkpoint's shapes, from before a checkpoint is read."""
@@ -42,3 +76,22 @@ class LoadsPrunedCheckpoints(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Set the attributes that the weights' shapes left open."""
         set_attributes_of(pl_module, checkpoint.get(KEY, {}).get("attributes", {}))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where pruning stands, as plain data and tensors."""
+        if self.pruner is None:
+            return dict(self._resumed)
+        return {**self.pruner.state_dict(), "intervals": self._intervals, "stop_reason": self.stop_reason}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint left off; the groups follow with the first batch."""
+        if not state_dict:
+            return
+        self._close()
+        self.pruner, self._resumed = None, dict(state_dict)
+        self._intervals, self.stop_reason = state_dict["intervals"], state_dict["stop_reason"]
+
+    def _close(self) -> None:
+        """Remove all hooks from the network."""
+        if self.pruner is not None:
+            self.pruner.close()

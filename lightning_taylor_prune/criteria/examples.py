@@ -178,9 +178,7 @@ class PerExampleSums:
             if x.shape[axis] != len(terms[0].units):
                 return None
             own = x.view_as(x)
-            own.register_hook(  # type: ignore[no-untyped-call]
-                lambda gradient: self._take(terms, x.detach(), gradient, axis % x.dim())
-            )
+            own.register_hook(lambda gradient: self._take(terms, x.detach(), gradient, axis % x.dim()))
             return (own, *args[1:])
 
         return hook

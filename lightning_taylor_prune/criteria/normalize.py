@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -55,6 +55,15 @@ def unit_macs(groups: ChannelGroups) -> Tensor:
         else:
             saved.append(0.0)
     return torch.tensor(saved, dtype=torch.float64)
+
+
+def without_groups(scores: Tensor, groups: ChannelGroups, names: Collection[str]) -> Tensor:
+    """Return scores with NaN, which is never chosen, for all units of some groups."""
+    scores = scores.clone()
+    for name in names:
+        first = groups[name].first_unit
+        scores[first : first + groups[name].num_channels] = torch.nan
+    return scores
 
 
 def warn_unscored(scores: Tensor, groups: ChannelGroups) -> None:

@@ -83,9 +83,7 @@ def make_loadable(module: nn.Module) -> RemovableHandle:
         >>> network
         Linear(in_features=8, out_features=3, bias=True)
     """
-    handle: RemovableHandle = module.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
-        follow_checkpoint_shapes
-    )
+    handle: RemovableHandle = module.register_load_state_dict_pre_hook(follow_checkpoint_shapes)
     return handle
 
 

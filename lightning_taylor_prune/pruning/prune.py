@@ -97,6 +97,8 @@ def cut_tensors_(
     except BaseException:
         transaction.undo()
         raise
+    for network in networks:
+        _forget_compiled(network)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,3 +208,10 @@ def _mark_sizes(network: nn.Module, plan: PruningPlan, transaction: Transaction)
     for rule in plan.groups.analysis.changes.size_rules:
         module = network.get_submodule(rule.module)
         transaction.change(module, partial(mark_sizes, module, [rule.path]))
+
+
+def _forget_compiled(network: nn.Module) -> None:
+    """Have compiled networks compiled anew after a cut: each would soon reach dynamo's limit on recompilations."""
+    compiled = any(type(module).__name__ == "OptimizedModule" for module in network.modules())
+    if compiled or getattr(network, "_compiler_ctx", None) is not None:
+        torch._dynamo.reset()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lightning_taylor_prune.criteria import CRITERIA, Criterion
-from lightning_taylor_prune.criteria.normalize import normalize_scores, warn_unscored
-from lightning_taylor_prune.errors import PruningWarning
+from lightning_taylor_prune.criteria.normalize import normalize_scores, warn_unscored, without_groups
+from lightning_taylor_prune.errors import PlanError, PruningWarning
 from lightning_taylor_prune.groups.dry_run import Divergence
 from lightning_taylor_prune.groups.find import find_groups
 from lightning_taylor_prune.groups.groups import ChannelGroups
@@ -22,31 +21,13 @@ from lightning_taylor_prune.plan import PruningPlan
 from lightning_taylor_prune.pruning.constraints import Constraints, check_int, check_number
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
 from lightning_taylor_prune.pruning.original import OriginalNetwork
+from lightning_taylor_prune.pruning.outcome import PruneOutcome, history_row
 from lightning_taylor_prune.pruning.prune import cut_tensors_, refuse_wrappers
 from lightning_taylor_prune.pruning.ranks import Ranks
-from lightning_taylor_prune.pruning.select import Choice, choose, excluded_groups, highest_removed, score_summary
+from lightning_taylor_prune.pruning.select import Choice, choose, excluded_groups
 from lightning_taylor_prune.pruning.settings import Settings
 from lightning_taylor_prune.pruning.transaction import Step
 from lightning_taylor_prune.tracing.call import batch_size
-
-
-@dataclass(frozen=True)
-class PruneOutcome:
-    """What a prune did, and why it removed no more.
-
-    Attributes:
-        plan: What was removed; empty where nothing was.
-        reason: Why fewer units were removed than asked for: ``"target"`` (the next one would undercut ``stop_at``),
-            ``"nothing_left"`` (no unit is left within the constraints), ``"no_scores"`` (no minibatch since the last
-            prune had finite gradients); ``None`` if as many were removed as asked for.
-    """
-
-    plan: PruningPlan
-    reason: Literal["target", "nothing_left", "no_scores"] | None
-
-    def __bool__(self) -> bool:
-        """Whether anything was removed."""
-        return bool(self.plan)
 
 
 class Pruner:
@@ -78,9 +59,9 @@ class Pruner:
 
     Attributes:
         groups: The groups of the network as it is now.
-        history: One dict for each prune, with ``step``, ``count``, ``removed``, ``filters``, ``prunable_filters``,
-            ``params``, ``macs`` (per example), ``score_threshold``, ``skipped_minibatches`` and ``scores``
-            (:func:`~lightning_taylor_prune.pruning.select.score_summary`).
+        history: One dict for each prune: ``step``, ``count`` and what
+            :func:`~lightning_taylor_prune.pruning.outcome.history_row` says.
+        criterion: The criterion, with what it has accumulated since the last prune.
         refused: Names of groups that are no longer pruned, as the network's code contradicted a plan.
         optimizers: May be replaced where a loop builds new ones.
 
@@ -103,6 +84,8 @@ class Pruner:
         >>> net[0].out_channels, len(pruner.history)
         (4, 2)
     """
+
+    optimizers: Sequence[object] | object = ()
 
     def __init__(
         self,
@@ -129,7 +112,8 @@ class Pruner:
         refuse_wrappers(model)
         groups = find_groups(model, example_inputs, example_kwargs, rewrite_hard_coded=rewrite_hard_coded)
         ranks = Ranks(f"Pruner, {criterion}", rank_timeout)
-        self._begin(model, settings, groups, OriginalNetwork.of(model, groups), ranks, optimizers)
+        self._begin(model, settings, groups, OriginalNetwork.of(model, groups), ranks)
+        self.optimizers = optimizers
 
     @classmethod
     def of_groups(
@@ -137,32 +121,23 @@ class Pruner:
     ) -> Pruner:
         """Build a pruner for a network that has been analysed; its optimizers are set later."""
         pruner = cls.__new__(cls)
-        pruner._begin(model, settings, groups, original, ranks, ())
+        pruner._begin(model, settings, groups, original, ranks)
         return pruner
 
     def _begin(
-        self,
-        model: nn.Module,
-        settings: Settings,
-        groups: ChannelGroups,
-        original: OriginalNetwork,
-        ranks: Ranks,
-        optimizers: Sequence[object] | object,
+        self, model: nn.Module, settings: Settings, groups: ChannelGroups, original: OriginalNetwork, ranks: Ranks
     ) -> None:
         excluded_groups(groups, settings.constraints.exclude)
         self.model, self.settings, self.groups, self.ranks = model, settings, groups, ranks
-        self.optimizers = optimizers
         self.history: list[dict[str, Any]] = []
         self.refused: set[str] = set()
         self.original = original
         self._batch_size = batch_size(groups.calls[0])
         self._updates = 0
-        self._scores = self._new_scores()
+        self.criterion = self._new_criterion()
 
-    def _new_scores(self) -> Criterion:
+    def _new_criterion(self) -> Criterion:
         return CRITERIA[self.settings.criterion](self.model, self.groups)
-
-    # --- scores -------------------------------------------------------------------------------------------------
 
     @property
     def scores(self) -> Tensor:
@@ -171,22 +146,7 @@ class Pruner:
         NaN for units without a score. Under ``torch.distributed`` all ranks must ask: some criteria add up what each
         of them saw.
         """
-        return self._scores.compute()
-
-    @property
-    def minibatches(self) -> int:
-        """Number of minibatches since the last prune."""
-        return self._scores.steps
-
-    @property
-    def skipped_minibatches(self) -> int:
-        """Number of those that were left out because of NaN or infinity."""
-        return self._scores.skipped
-
-    @property
-    def sees_backward(self) -> bool:
-        """Whether the criterion takes in gradients by hooks during the backward pass, where fp16 scales them."""
-        return self._scores.sees_backward
+        return self.criterion.compute()
 
     def update(self, scale: float | Tensor = 1.0, parameters: Collection[int] | None = None) -> None:
         """Take in the gradients of one minibatch, after its backward pass and before they are cleared.
@@ -197,27 +157,25 @@ class Pruner:
             parameters: Identities (``id``) of the parameters whose gradients are of this minibatch; by default all.
         """
         self._updates += 1
-        self._scores.update(scale, parameters)
+        self.criterion.update(scale, parameters)
 
     def discard(self) -> None:
         """Forget the backward passes since the last :meth:`update`: they are not to count."""
-        self._scores.discard()
+        self.criterion.discard()
 
     def close(self) -> None:
         """Remove the criterion's hooks from the network; scores so far are kept."""
-        self._scores.close()
+        self.criterion.close()
 
     def reopen(self) -> None:
         """Place the criterion's hooks on the network again, after :meth:`close`."""
-        so_far = self._scores.state_dict()
-        self._restart_scores()
-        self._scores.load_state_dict(so_far)
+        so_far = self.criterion.state_dict()
+        self._restart_criterion()
+        self.criterion.load_state_dict(so_far)
 
-    def _restart_scores(self) -> None:
-        self._scores.close()
-        self._scores = self._new_scores()
-
-    # --- pruning ------------------------------------------------------------------------------------------------
+    def _restart_criterion(self) -> None:
+        self.criterion.close()
+        self.criterion = self._new_criterion()
 
     def prune(
         self,
@@ -242,20 +200,21 @@ class Pruner:
         step = self._updates if step is None else step
         raw = self.scores
         if not raw.isfinite().any():
+            seen = self.criterion.steps
             self._warn(
-                f"Step {step}: no prune, as none of the {self.minibatches} minibatches since the last one had finite "
-                "gradients for the pruned network."
+                f"Step {step}: no prune, as none of the {seen} minibatches since the last one had finite gradients."
             )
             return PruneOutcome(self.groups.plan({}), "no_scores")
-        skipped = self.skipped_minibatches
+        skipped = self.criterion.skipped
         warn_unscored(raw, self.groups)
-        settings = self.settings
-        scores = normalize_scores(raw, self.groups, settings.normalization, settings.macs_weight)
+        scores = normalize_scores(raw, self.groups, self.settings.normalization, self.settings.macs_weight)
         before = self.groups
         choice = self._cut(scores, filters, copies, further_steps)
         if choice.plan:
-            self._restart_scores()
-            self.history.append(self._row(step, choice.plan, before, scores, skipped))
+            self._restart_criterion()
+            row = history_row(choice.plan, before, scores, self._batch_size)
+            row |= {"step": step, "count": len(self.history) + 1, "skipped_minibatches": skipped, "metrics": {}}
+            self.history.append(row)
         return PruneOutcome(choice.plan, choice.reason)
 
     def _cut(self, scores: Tensor, filters: int, copies: Sequence[nn.Module], further_steps: Sequence[Step]) -> Choice:
@@ -272,22 +231,13 @@ class Pruner:
                 mode = self.settings.optimizer_state
                 cut_tensors_(self.model, choice.plan, self.optimizers, mode, copies, further_steps)
                 self.groups = self.groups.after(choice.plan)
-                forget_compiled(self.model)
             return choice
 
     def _choose(self, scores: Tensor, filters: int) -> Choice:
         """Choose on rank 0, for all: scores may differ in their last bits, and then so would the filters."""
-        own = choose(self.groups, self._without_refused(scores), filters, self.settings.constraints)
+        own = choose(self.groups, without_groups(scores, self.groups, self.refused), filters, self.settings.constraints)
         removed, reason = self.ranks.from_first([dict(own.plan.removed), own.reason])
         return own if self.ranks.rank == 0 else Choice(self.groups.plan(removed), reason)
-
-    def _without_refused(self, scores: Tensor) -> Tensor:
-        """Return scores with NaN, which is never chosen, for all units of refused groups."""
-        usable = scores.clone()
-        for group in self.groups:
-            if group.name in self.refused:
-                usable[group.first_unit : group.first_unit + group.num_channels] = math.nan
-        return usable
 
     def _analysed_anew(self) -> bool:
         """Analyse again if the network does other things than it did, uncut (a hook was added); say whether it was."""
@@ -307,27 +257,9 @@ class Pruner:
             f"{', '.join(sorted(concerned))}."
         )
 
-    def _row(self, step: int, plan: PruningPlan, before: ChannelGroups, scores: Tensor, skipped: int) -> dict[str, Any]:
-        """Return what the history notes of a prune."""
-        return {
-            "step": step,
-            "count": len(self.history) + 1,
-            "removed": len(plan),
-            "filters": self.groups.num_filters,
-            "prunable_filters": self.groups.num_prunable_filters,
-            "params": self.groups.params,
-            "macs": self.groups.macs // self._batch_size,
-            "score_threshold": highest_removed(plan, before, scores),
-            "skipped_minibatches": skipped,
-            "scores": score_summary(plan, before, scores),
-            "metrics": {},
-        }
-
     def _warn(self, message: str) -> None:
         if self.ranks.rank == 0:
             warnings.warn(message, PruningWarning, stacklevel=4)
-
-    # --- checkpoints --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return where pruning stands, as plain data and tensors."""
@@ -337,7 +269,7 @@ class Pruner:
             "updates": self._updates,
             "kept": {name: torch.from_numpy(units.copy()) for name, units in self.groups.kept_units().items()},
             "original": self.original.state_dict(),
-            "scores": self._scores.state_dict(),
+            "scores": self.criterion.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -347,15 +279,14 @@ class Pruner:
         network's and the optimizers' own states fit after that.
 
         Raises:
-            PlanError: The state is one of another network.
+            PlanError: The state is one of another network, or of one with channels that this one has lost.
         """
         restricted = self.groups.unpruned().restricted(state["kept"])
-        kept = restricted.kept_units()
-        now = self.groups.kept_units()
-        removed = {name: [i for i, unit in enumerate(now[name]) if unit not in set(kept[name])] for name in now}
-        plan = self.groups.plan(removed)
-        if plan:
-            cut_tensors_(self.model, plan, self.optimizers, self.settings.optimizer_state)
+        kept, now = restricted.kept_units(), self.groups.kept_units()
+        if absent := [name for name in now if not set(kept[name].tolist()) <= set(now[name].tolist())]:
+            raise PlanError(f"The network has lost channels that the state has: groups {', '.join(absent[:8])}.")
+        plan = self.groups.plan({name: np.flatnonzero(~np.isin(now[name], kept[name])).tolist() for name in now})
+        cut_tensors_(self.model, plan, self.optimizers, self.settings.optimizer_state)
         self.groups = restricted
         self.load_progress(state)
 
@@ -365,12 +296,5 @@ class Pruner:
         self.refused = set(state["refused"])
         self._updates = state["updates"]
         self.original = OriginalNetwork.from_state_dict(state["original"])
-        self._restart_scores()
-        self._scores.load_state_dict(state["scores"])
-
-
-def forget_compiled(model: nn.Module) -> None:
-    """Have compiled networks compiled anew after a cut: each would soon reach dynamo's limit on recompilations."""
-    compiled = any(type(module).__name__ == "OptimizedModule" for module in model.modules())
-    if compiled or getattr(model, "_compiler_ctx", None) is not None:
-        torch._dynamo.reset()
+        self._restart_criterion()
+        self.criterion.load_state_dict(state["scores"])

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lightning_taylor_prune.errors import ArgumentError, PlanError
 from lightning_taylor_prune.groups.families import layer_name
-from lightning_taylor_prune.groups.groups import ChannelGroup, ChannelGroups
+from lightning_taylor_prune.groups.group import ChannelGroup
+from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.plan import PruningPlan
 from lightning_taylor_prune.pruning.constraints import COSTS, Constraints, check_fraction, check_int
 

@@ -135,5 +135,5 @@ def save_png(figure: Figure, path: Path) -> None:
 def png_bytes(figure: Figure) -> bytes:
     """Draw a figure as PNG, needing no display."""
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()

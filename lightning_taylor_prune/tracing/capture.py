@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -37,7 +38,7 @@ class CallRecorder:
         self._running: list[str] = []
         self._tensors: dict[int, list[str]] = {}
         self._uses: dict[int, set[tuple[str, ...]]] = {}
-        self._mode = _NoteUses(self._note_use)
+        self._noting = contextlib.ExitStack()
         self._handles = []
         for name, tensor in named_tensors(root):
             self._tensors.setdefault(id(tensor), []).append(name)
@@ -77,7 +78,7 @@ class CallRecorder:
             handle.remove()
         if self._running:
             self._running.clear()
-            self._mode.__exit__(None, None, None)
+            self._noting.close()
 
     def _pre_hook(self, name: str) -> Callable[..., None]:
         def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -90,7 +91,7 @@ class CallRecorder:
         if self._running and not _is_redirected(module) and not _in_backward():
             self._running.pop()
             if not self._running:
-                self._mode.__exit__(None, None, None)
+                self._noting.close()
 
     def _begin(self, call: Call) -> None:
         """Note a call; from an outermost one on, what is done with parameters."""
@@ -98,7 +99,7 @@ class CallRecorder:
         if not self._running:
             if key is not None:
                 self._outermost[key] = None
-            self._mode.__enter__()
+            self._noting.enter_context(_NoteUses(self._note_use))
         self._running.append(call.module)
 
     def _record(self, call: Call) -> Any:

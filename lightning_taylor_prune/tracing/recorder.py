@@ -35,14 +35,14 @@ _PACKAGE_DIR = os.path.dirname(os.path.dirname(__file__)) + os.sep
 OnCall = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
-class Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's metaclass hook has no types
+class Recorder(ProxyTorchDispatchMode):  # torch's metaclass hook has no types
     """Hands every operator, before torch decomposes it, to a function that runs it.
 
     torch allows only proxy modes on its pre-dispatch stack: hence the base class, of which nothing else is used.
     """
 
     def __init__(self, on_call: OnCall) -> None:
-        TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
+        TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)
         self._mode_key = torch._C._TorchDispatchModeKey.PROXY
         self.enter_stack = []
         self.pre_dispatch = True

@@ -170,7 +170,7 @@ class ScoreProbe(TaylorPruningCallback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.scores = self.pruner.scores
-        self.minibatches = self.pruner.minibatches
+        self.minibatches = self.pruner.criterion.steps
         super().on_train_end(trainer, pl_module)
 
 
