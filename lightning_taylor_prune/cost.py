@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
 from lightning_taylor_prune.tracing.call import Call
+from lightning_taylor_prune.tracing.packing import call_operator
 from lightning_taylor_prune.tracing.recorder import fake_trace, run
 from lightning_taylor_prune.tracing.submodules import run_for_real
 
@@ -55,7 +56,7 @@ def measure_cost(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[
     recorded = fake_trace(model, call, {name: False for name, _ in model.named_modules()})
     try:
         with flop_counter() as counter:
-            run(model, recorded, recorded.tensors, lambda func, args, kwargs: func(*args, **kwargs))
+            run(model, recorded, recorded.tensors, call_operator)
     except Exception:  # not allowed on fake tensors, or a wrong call: that fails in a real run too
         with flop_counter() as counter:
             run_for_real(model, call, training=False)
@@ -67,11 +68,22 @@ def measure_cost(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[
 
 
 def flop_counter() -> FlopCounterMode:
-    """Return torch's counter, with formulas that it may lack: bilinear layers, attention on the CPU."""
+    """Return torch's counter, with formulas that it may lack.
+
+    These are bilinear layers, fused recurrent layers, deformable convolutions, and attention on the CPU.
+    """
     formulas: dict[Any, Callable[..., int]] = {
         torch.ops.aten._trilinear: _trilinear_flops,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     }
+    formulas |= {
+        torch.ops.aten.mkldnn_rnn_layer: lambda x, *tensors, **_: _recurrent_flops(x, tensors[:2]),
+        torch.ops.aten._cudnn_rnn: lambda x, weights, *_, **__: _recurrent_flops(x, weights),
+    }
+    if hasattr(torch.ops.torchvision, "deform_conv2d"):  # there once torchvision is imported
+        formulas[torch.ops.torchvision.deform_conv2d] = lambda x, weight, *_, out_shape, **__: (
+            2 * math.prod(out_shape) * math.prod(weight[1:])
+        )
     missing = {operator: formula for operator, formula in formulas.items() if operator not in flop_registry}
     return FlopCounterMode(display=False, custom_mapping=missing)
 
@@ -92,6 +104,11 @@ def _trilinear_flops(
             sizes.insert(axis, 1)
         shapes.append(sizes)
     return 2 * math.prod(np.broadcast_shapes(*map(tuple, shapes)))
+
+
+def _recurrent_flops(x: Sequence[int], weights: Sequence[Sequence[int]]) -> int:
+    """Count two for every number in a matrix, for every example and time; ``x`` has shape ``[..., width]``."""
+    return 2 * math.prod(x[:-1]) * sum(math.prod(shape) for shape in weights if len(shape) == 2)
 
 
 def count_filters(model: nn.Module) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -1075,6 +1076,175 @@ class LstmAfterConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.lstm(self.b(F.relu(self.a(x))).transpose(1, 2))[0][:, -1])
+
+
+class _Recurrent(nn.Module):
+    """A linear layer, something recurrent over the sequence ``[times, batch, width]``, and a linear layer."""
+
+    width = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.last = nn.Linear(5, 8), nn.Linear(self.width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.read(self.embed(x)))
+
+    def read(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def sequences() -> tuple[Any, ...]:
+    return (torch.randn(7, 3, 5),)
+
+
+@network("lstm_two_directions", sequences)
+class LstmTwoDirections(_Recurrent):
+    width = 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 6, num_layers=2, bidirectional=True)
+
+    def read(self, x: Tensor) -> Tensor:
+        return self.lstm(x)[0]
+
+
+@network("lstm_projected", sequences)
+class LstmProjected(LstmTwoDirections):
+    width = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 9, num_layers=2, bidirectional=True, proj_size=5)
+
+
+@network("gru_last_states", sequences)
+class GruLastStates(_Recurrent):
+    """The states of both directions of the last layer, as classifiers use them."""
+
+    width = 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(8, 6, num_layers=2, bidirectional=True, bias=False)
+
+    def read(self, x: Tensor) -> Tensor:
+        states = self.gru(x)[1]
+        return torch.cat([states[-2], states[-1]], 1)
+
+
+@network("gru_packed", lambda: (torch.randn(3, 7, 5), torch.tensor([7, 7, 7])))
+class GruPacked(_Recurrent):
+    """Sequences of several lengths, in an order that sorting changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(8, 6, batch_first=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(self.embed(x), lengths, batch_first=True, enforce_sorted=False)
+        return self.last(nn.utils.rnn.pad_packed_sequence(self.gru(packed)[0], batch_first=True)[0])
+
+
+@network("rnn_learned_state", sequences)
+class RnnLearnedState(_Recurrent):
+    """The state before the first time is a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.state = nn.RNN(8, 6, nonlinearity="relu"), nn.Parameter(torch.randn(1, 1, 6))
+
+    def read(self, x: Tensor) -> Tensor:
+        return self.rnn(x, self.state.expand(-1, x.shape[1], -1).contiguous())[0]
+
+
+@network("lstm_encoder_decoder", sequences)
+class LstmEncoderDecoder(_Recurrent):
+    """The state of one layer is where another begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.LSTM(8, 6), nn.LSTM(8, 6)
+
+    def read(self, x: Tensor) -> Tensor:
+        return self.decoder(x.flip(0), self.encoder(x)[1])[0]
+
+
+@network("recurrent_cells", sequences)
+class RecurrentCells(_Recurrent):
+    """Cells of all kinds, one after another at every time; the code holds the width of the first state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.gru, self.rnn = nn.LSTMCell(8, 10), nn.GRUCell(10, 7), nn.RNNCell(7, 6)
+        self.hidden = 10
+
+    def read(self, x: Tensor) -> Tensor:
+        a, cell, b, c = x.new_zeros(x.shape[1], self.hidden), x.new_zeros(x.shape[1], self.hidden), None, None
+        seen = []
+        for step in x:
+            a, cell = self.lstm(step, (a, cell))
+            b = self.gru(a, b)
+            c = self.rnn(b, c)
+            seen.append(c)
+        return torch.stack(seen)
+
+
+@network("recurrent_normalised", sequences)
+class RecurrentNormalised(_Recurrent):
+    """A weight of the layer is computed by a parametrization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = parametrizations.weight_norm(nn.GRU(8, 6), "weight_hh_l0")
+
+    def read(self, x: Tensor) -> Tensor:
+        return self.gru(x)[0]
+
+
+# --- operators outside of ATen, sparse matrices, weights per example -----------------------------------------------
+
+
+@network("deformable")
+class Deformable(_Stem):
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset, self.deformed = conv(3, 36), torchvision.ops.DeformConv2d(12, 10, 3, padding=1)
+        self.last = conv(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.deformed(F.relu(self.stem(x)), self.offset(x)))
+
+
+@network("graph_convolution", lambda: (torch.randn(6, 5), torch.eye(6).roll(1, 0).to_sparse()))
+class GraphConvolution(nn.Module):
+    """Neighbours are summed up by a sparse matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.last = nn.Linear(5, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        return self.last(torch.sparse.mm(edges, F.relu(self.embed(x))))
+
+
+@network("weights_per_example")
+class WeightsPerExample(_Stem):
+    """Every example has a mixture of kernels of its own: all are convolved at once, a group for each example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.route, self.kernels = nn.Linear(12, 4), nn.Parameter(torch.randn(4, 8, 12, 3, 3) / 10)
+        self.last = conv(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        batch, channels, height, width = x.shape
+        mixed = torch.einsum("be,eoikl->boikl", self.route(x.mean((2, 3))).sigmoid(), self.kernels)
+        flat = x.reshape(1, batch * channels, height, width)
+        y = F.conv2d(flat, mixed.flatten(0, 1), groups=batch, padding=1)
+        return self.last(y.view(batch, -1, height, width))
 
 
 # --- Python in the forward pass -----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from lightning_taylor_prune.labels.rules.registry import describe_operator, oper
 from lightning_taylor_prune.modules.rewrite import rewritten
 from lightning_taylor_prune.modules.updates import attribute_updates, patched
 from lightning_taylor_prune.plan import Cut
+from lightning_taylor_prune.tracing.packing import call_operator
 from lightning_taylor_prune.tracing.recorder import Trace, run, user_line
 from lightning_taylor_prune.tracing.tensors import memory_format_of, memory_of
 
@@ -192,7 +193,7 @@ class _Check:
         last = self._results.get(index)
         if last is not None and last.fits(func, grad, args, kwargs):
             return last.result
-        result = _SHORT_CUTS.get(func, func)(*args, **kwargs)
+        result = _SHORT_CUTS[func](*args, **kwargs) if func in _SHORT_CUTS else call_operator(func, args, kwargs)
         self._results[index] = _RecordedCall(func, grad, args, kwargs, result, _layouts(result))
         return result
 

@@ -104,7 +104,7 @@ def _label_parameters(space: LabelSpace, trace: Trace) -> tuple[list[Axis], dict
             continue
         fields = []
         for dim, size in enumerate(tensor.shape):
-            if size > 1:
+            if size > 1 and tensor.layout == torch.strided:  # what is sparse keeps its size
                 labels = space.fresh(size)
                 axes.append(Axis(name, dim, size, int(labels[0])))
                 fields.append(on_axis(labels, dim, tensor.dim()))
@@ -242,7 +242,8 @@ def _rules_of(node: Node) -> Sequence[Rule | None]:
 
 def _storage_of(node: Node) -> Any:
     tensor = node.meta["val"]
-    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else node
+    is_dense = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided  # an operator may return a number
+    return tensor.untyped_storage()._cdata if is_dense else node
 
 
 def _written(node: Node) -> list[Node]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -15,17 +15,22 @@ from lightning_taylor_prune.plan import Cut
 
 ModuleUpdate = Callable[[Any, Mapping[int, Cut]], dict[str, Any]]
 
-_UPDATES: dict[type[nn.Module], ModuleUpdate] = {}
+
+class _Registered(NamedTuple):
+    """An update, and the names of the tensors whose cuts it reads."""
+
+    update: ModuleUpdate
+    tensors: tuple[str, ...]
+
+
+_UPDATES: dict[type[nn.Module], _Registered] = {}
 
 
 # Names of a weight, or of the tensor from which a parametrization or a hook computes it.
-_ALIASES = (
-    "weight",
-    "weight_orig",
-    "weight_v",
-    "parametrizations.weight.original",
-    "parametrizations.weight.original1",
-)
+_ALIASES = ("{}", "{}_orig", "{}_v", "parametrizations.{}.original", "parametrizations.{}.original1")
+
+_WEIGHT_AXES = 2
+"""How many axes a weight has where an update reads the cuts of several."""
 
 
 class AttributeUpdate(NamedTuple):
@@ -36,11 +41,18 @@ class AttributeUpdate(NamedTuple):
     value: Any
 
 
-def register_module_update(*types: type[nn.Module]) -> Callable[[ModuleUpdate], ModuleUpdate]:
+def register_module_update(
+    *types: type[nn.Module], weights: Sequence[str] = ("weight",)
+) -> Callable[[ModuleUpdate], ModuleUpdate]:
     """Register how attributes of a module type (and its subclasses) follow a cut of its weight.
 
     The function gets the module and the cuts of its ``weight`` (or, lacking one, of its running statistics) by
     axis, and returns new attribute values by name.
+
+    Args:
+        types: Module types.
+        weights: Names of the weights whose cuts the function gets; the axes of several matrices are numbered one
+            after another (2 and 3 are the axes of the second).
 
     Raises:
         ValueError: A type has an update already.
@@ -49,8 +61,8 @@ def register_module_update(*types: type[nn.Module]) -> Callable[[ModuleUpdate], 
     def decorate(update: ModuleUpdate) -> ModuleUpdate:
         for cls in types:
             if cls in _UPDATES:
-                raise ValueError(f"{cls.__name__} has a module update already: {_UPDATES[cls].__name__}.")
-            _UPDATES[cls] = update
+                raise ValueError(f"{cls.__name__} has a module update already: {_UPDATES[cls].update.__name__}.")
+            _UPDATES[cls] = _Registered(update, tuple(weights))
         return update
 
     return decorate
@@ -69,9 +81,9 @@ def attribute_updates(root: nn.Module, cuts: Iterable[Cut]) -> list[AttributeUpd
         by_identity.setdefault(id(getattr(root.get_submodule(owner), name)), {})[cut.dim] = cut
     updates = []
     for module in root.modules():
-        update = _find_update(type(module))
-        if update is not None and (own := _weight_cuts(module, by_identity)):
-            updates += [AttributeUpdate(module, name, value) for name, value in update(module, own).items()]
+        found = _find_update(type(module))
+        if found is not None and (own := _weight_cuts(module, found.tensors, by_identity)):
+            updates += [AttributeUpdate(module, name, value) for name, value in found.update(module, own).items()]
     return updates
 
 
@@ -96,10 +108,10 @@ def attributes_for_shapes(root: nn.Module, shapes: Mapping[str, tuple[int, ...]]
 
 def known_attributes(module: nn.Module) -> dict[str, Any]:
     """Return the attributes of a module that its registered update would set, with their values now."""
-    update = _find_update(type(module))
-    if update is None or not any(True for _ in module.parameters(recurse=True)):
+    found = _find_update(type(module))
+    if found is None or not any(True for _ in module.parameters(recurse=True)):
         return {}
-    return {name: getattr(module, name) for name in update(module, {})}
+    return {name: getattr(module, name) for name in found.update(module, {})}
 
 
 @contextlib.contextmanager
@@ -119,12 +131,23 @@ def set_attributes(updates: Iterable[AttributeUpdate]) -> None:
         setattr(update.module, update.name, update.value)
 
 
-def _find_update(cls: type[nn.Module]) -> ModuleUpdate | None:
+def _find_update(cls: type[nn.Module]) -> _Registered | None:
     return next((_UPDATES[base] for base in cls.__mro__ if base in _UPDATES), None)
 
 
-def _weight_cuts(module: nn.Module, cuts: Mapping[int, dict[int, Cut]]) -> dict[int, Cut]:
-    for alias in (*_ALIASES, "running_mean"):
+def _weight_cuts(module: nn.Module, tensors: Sequence[str], cuts: Mapping[int, dict[int, Cut]]) -> dict[int, Cut]:
+    """Return the cuts of a module's weights by axis, those of the second from axis 2 on."""
+    found: dict[int, Cut] = {}
+    for number, name in enumerate(tensors):
+        tensor = _find_weight(module, name)
+        own = {} if tensor is None else cuts.get(id(tensor), {})
+        found.update({number * _WEIGHT_AXES + dim: cut for dim, cut in own.items()})
+    return found
+
+
+def _find_weight(module: nn.Module, weight: str) -> Tensor | None:
+    """Return the parameter that a weight is, or is computed from; a normalisation may only have statistics."""
+    for alias in (*(alias.format(weight) for alias in _ALIASES), "running_mean"):
         owner, _, name = alias.rpartition(".")
         try:
             holder = module.get_submodule(owner)
@@ -132,8 +155,8 @@ def _weight_cuts(module: nn.Module, cuts: Mapping[int, dict[int, Cut]]) -> dict[
             continue
         tensor = holder._parameters.get(name, holder._buffers.get(name))
         if tensor is not None:
-            return cuts.get(id(tensor), {})
-    return {}
+            return tensor
+    return None
 
 
 def _kept(cuts: Mapping[int, Cut], dim: int, otherwise: int) -> int:
@@ -207,3 +230,26 @@ def _prelu(module: nn.PReLU, cuts: Mapping[int, Cut]) -> dict[str, Any]:
 @register_module_update(nn.Embedding)
 def _embedding(module: nn.Embedding, cuts: Mapping[int, Cut]) -> dict[str, Any]:
     return {"embedding_dim": _kept(cuts, 1, module.embedding_dim)}
+
+
+@register_module_update(nn.RNNBase, weights=("weight_ih_l0", "weight_hh_l0"))
+def _recurrent(module: nn.RNNBase, cuts: Mapping[int, Cut]) -> dict[str, Any]:
+    """The state is as wide as the hidden units, or as their projection."""
+    hidden = _kept_of_gates(cuts, module.hidden_size)
+    state = _kept(cuts, 3, module.proj_size)
+    return {
+        "input_size": _kept(cuts, 1, module.input_size),
+        "hidden_size": hidden,
+        "proj_size": state if module.proj_size else 0,
+    }
+
+
+@register_module_update(nn.RNNCellBase, weights=("weight_ih", "weight_hh"))
+def _recurrent_cell(module: nn.RNNCellBase, cuts: Mapping[int, Cut]) -> dict[str, Any]:
+    return {"input_size": _kept(cuts, 1, module.input_size), "hidden_size": _kept_of_gates(cuts, module.hidden_size)}
+
+
+def _kept_of_gates(cuts: Mapping[int, Cut], hidden: int) -> int:
+    """Return how many hidden units are kept: every gate keeps the same number."""
+    cut = cuts.get(0, cuts.get(2))
+    return hidden if cut is None else len(cut.keep) * hidden // cut.size

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -178,13 +180,45 @@ def take(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
 def _move_tensors(
     model: nn.Module, replaced: Sequence[Replacement | _BufferReplacement], transaction: Transaction
 ) -> None:
-    """Put new tensors wherever modules hold the old ones: tables of parameters and buffers, plain attributes."""
-    new = {id(r.old): r.new for r in replaced}
+    """Put new tensors wherever modules hold the old ones: parameters, buffers, attributes, and containers in these."""
+    move = _Move({id(r.old): r.new for r in replaced}, transaction)
     for module in model.modules():
         for table in (module._parameters, module._buffers, module.__dict__):
-            for name, value in list(table.items()):
-                if isinstance(value, Tensor) and id(value) in new:
-                    transaction.set_item(table, name, new[id(value)])
+            move.items_of(table)
+
+
+class _Move:
+    """Puts new tensors in the place of old ones, in containers of all kinds.
+
+    Args:
+        new: New tensors by the identity of the old ones.
+        transaction: Where every step is noted.
+    """
+
+    def __init__(self, new: Mapping[int, Tensor], transaction: Transaction) -> None:
+        self._new, self._transaction = new, transaction
+        self._seen: set[int] = set()  # containers may hold themselves
+
+    def items_of(self, table: MutableMapping[Any, Any] | MutableSequence[Any]) -> None:
+        """Replace items of a container in place."""
+        if id(table) in self._seen:
+            return
+        self._seen.add(id(table))
+        for key, item in list(table.items() if isinstance(table, MutableMapping) else enumerate(table)):
+            if (moved := self._moved(item)) is not item:
+                self._transaction.set_item(table, key, moved)
+
+    def _moved(self, value: Any) -> Any:
+        """Return what takes the place of a value: containers that cannot be changed in place are made anew."""
+        if isinstance(value, Tensor):
+            return self._new.get(id(value), value)
+        if isinstance(value, (dict, list, deque)):
+            self.items_of(value)
+        elif isinstance(value, (tuple, set, frozenset)):
+            items = [self._moved(item) for item in value]
+            if any(a is not b for a, b in zip(items, value, strict=True)):
+                return value._make(items) if hasattr(value, "_make") else type(value)(items)
+        return value
 
 
 def _updates(network: nn.Module, plan: PruningPlan) -> list[AttributeUpdate]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, MutableSequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -28,8 +28,8 @@ class Transaction:
         self._undo.append(undo)
         step()
 
-    def set_item(self, table: MutableMapping[str, Any], name: str, value: Any) -> None:
-        """Replace the value under a name that the table has."""
+    def set_item(self, table: MutableMapping[Any, Any] | MutableSequence[Any], name: Any, value: Any) -> None:
+        """Replace the value under a name (or at a position) that the table has."""
         self.do(partial(table.__setitem__, name, value), partial(table.__setitem__, name, table[name]))
 
     def set_attribute(self, owner: Any, name: str, value: Any) -> None:

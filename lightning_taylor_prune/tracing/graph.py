@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.tracing.call import Call
+from lightning_taylor_prune.tracing.packing import call_operator
 from lightning_taylor_prune.tracing.recorder import Trace, fake_trace, run, source_line, training_flags, user_line
 from lightning_taylor_prune.tracing.tensors import find_tensors, memory_of
 
@@ -42,7 +43,7 @@ def trace(
         result, leaked = run(root, recorded, recorded.tensors, builder.record)
     except Exception as error:
         raise TraceError(_explain(error, call), in_forward=True) from error
-    recorded.outputs = builder.find_nodes([result, leaked])
+    recorded.outputs = list(dict.fromkeys([*builder.find_nodes(result), *builder.find_computed(leaked)]))
     recorded.graph.output(tuple(recorded.outputs))
     return recorded
 
@@ -65,7 +66,7 @@ class _GraphBuilder:
     def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operator and append its node."""
         node_args, node_kwargs = tree_map(self._as_node, (args, kwargs))
-        result = func(*args, **kwargs)
+        result = call_operator(func, args, kwargs)
         node = self._trace.graph.call_function(func, node_args, node_kwargs)
         node.meta.update(val=result, shapes=_shapes(result), source=source_line(), module=self._module_name())
         self._trace.ops.append(node)
@@ -90,6 +91,10 @@ class _GraphBuilder:
     def find_nodes(self, result: Any) -> list[Node]:
         """Return the nodes of all tensors in a nested structure of containers and objects."""
         return [node for t in find_tensors(result) if (node := self._find(t)) is not None]
+
+    def find_computed(self, values: Any) -> list[Node]:
+        """Return the nodes of all tensors but parameters and buffers: modules may hold these under several names."""
+        return [node for node in self.find_nodes(values) if "tensor" not in node.meta]
 
     def _placeholder(self, tensor: Tensor, kind: str, value: Any) -> Node:
         node = self._trace.graph.placeholder(f"{kind}_{len(self._nodes)}")

@@ -33,6 +33,11 @@ def untouched(root: nn.Module) -> Iterator[list[Any]]:
             leaked.extend(_restore(module, attributes, contents))
 
 
+_ABSENT = object()
+
+_MADE_ANEW = frozenset({"_flat_weights", "_flat_weight_refs"})
+"""Where torch's recurrent layers list their weights; every forward pass sees to that."""
+
 _CONTAINERS = (dict, list, set, deque)
 
 
@@ -51,7 +56,8 @@ def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
 
 
 def _restore(module: nn.Module, attributes: Mapping[str, Any], contents: Sequence[tuple[Any, Any]]) -> list[Any]:
-    leaked = [value for key, value in module.__dict__.items() if key not in attributes or attributes[key] is not value]
+    changed = {key: value for key, value in module.__dict__.items() if attributes.get(key, _ABSENT) is not value}
+    leaked = [value for key, value in changed.items() if key not in _MADE_ANEW]
     for value, content in contents:
         if value or content:
             leaked.extend(_restore_container(value, content))

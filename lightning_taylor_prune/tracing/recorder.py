@@ -147,10 +147,13 @@ def _tracing_context(call: Call) -> Iterator[None]:
     """Set what decides which operators run: grad mode on, the attention fast path off, autocast as in training.
 
     ``SyncBatchNorm`` runs as ordinary batch normalisation, so that tracing sends no messages to other ranks.
+    Recurrent layers do not put their weights into one block of memory: fake tensors have none.
     """
     fastpath, synchronised = torch.backends.mha.get_fastpath_enabled(), nn.SyncBatchNorm.forward
+    flatten = nn.RNNBase.flatten_parameters
     torch.backends.mha.set_fastpath_enabled(False)
     nn.SyncBatchNorm.forward = _BatchNorm.forward  # type: ignore[method-assign]
+    nn.RNNBase.flatten_parameters = lambda self: None  # type: ignore[method-assign]
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
@@ -161,6 +164,7 @@ def _tracing_context(call: Call) -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         nn.SyncBatchNorm.forward = synchronised  # type: ignore[method-assign]
+        nn.RNNBase.flatten_parameters = flatten  # type: ignore[method-assign]
 
 
 def _fake_tensors(root: nn.Module, mode: FakeTensorMode, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -157,7 +157,28 @@ EXPECTED: dict[str, tuple[dict[str, int], dict[str, list[tuple[int, str]]]]] = {
     ),
     "multihead_attention": ({"embed": 4, "hidden": 16}, {"last": [(5, "output")]}),
     "channel_attention": ({"embed": 10}, {"qkv": [(36, "aten.matmul")], "last": [(5, "output")]}),
-    "lstm_after_conv": ({"a": 10}, {"b": [(8, "aten.lstm")], "last": [(5, "output")]}),
+    "lstm_after_conv": ({"a": 10, "b": 8, "lstm": 6}, {"last": [(5, "output")]}),
+    "lstm_two_directions": ({"embed": 8, "lstm": 6}, {"last": [(4, "output")]}),
+    "lstm_projected": ({"embed": 8, "lstm": 9, "lstm#2": 5}, {"last": [(4, "output")]}),
+    "gru_last_states": ({"embed": 8, "gru": 6}, {"last": [(4, "output")]}),
+    "gru_packed": ({"embed": 8, "gru": 6}, {"last": [(4, "output")]}),
+    "rnn_learned_state": ({"embed": 8, "rnn": 6}, {"last": [(4, "output")]}),
+    "lstm_encoder_decoder": ({"embed": 8, "encoder": 6}, {"last": [(4, "output")]}),
+    "recurrent_cells": ({"embed": 8, "lstm": 10, "gru": 7, "rnn": 6}, {"last": [(4, "output")]}),
+    "recurrent_normalised": ({"embed": 8, "gru": 6}, {"last": [(4, "output")]}),
+    "deformable": (
+        {"stem": 6, "deformed": 10},
+        {"offset": [(36, "torchvision.deform_conv2d")], "last": [(5, "output")]},
+    ),
+    "graph_convolution": ({"embed": 8}, {"last": [(4, "output")]}),
+    "weights_per_example": (
+        {"route": 4},
+        {
+            "stem": [(12, "aten.conv2d")],
+            "kernels": [(8, "aten.conv2d"), (12, "aten.conv2d"), (6, "aten.conv2d")],
+            "last": [(5, "output")],
+        },
+    ),
     "auxiliary_head": ({"stem": 12, "middle": 10, "aux.0": 8}, {"last.2": [(5, "output")], "aux.3.2": [(5, "output")]}),
     "training_branch": ({"stem": 12}, {"last": [(5, "output")]}),
     "nested_inputs_dataclass_output": ({"left": 10}, {"shown": [(8, "output")], "last.2": [(5, "output")]}),
@@ -222,10 +243,15 @@ def test_removal_equals_zeroing_but_for_normalisation_across_channels(name: str)
 def test_what_is_locked_says_why_and_where(name: str) -> None:
     found: dict[str, list[tuple[int, str]]] = {}
     for locked in analysed(name).locked:
-        operator = re.search(r"\((aten\.\w+)", locked.reason)
+        operator = re.search(r"\(((aten|torchvision)\.\w+)", locked.reason)
         found.setdefault(locked.name, []).append((locked.num_channels, operator[1] if operator else "output"))
         line = re.search(r"networks\.py:(\d+)\)", locked.reason)
-        assert not operator or "module `" in locked.reason or (line and int(line[1]) in source_lines(name)), locked
+        assert (
+            not operator
+            or "module `" in locked.reason
+            or "torchvision" in locked.reason
+            or (line and int(line[1]) in source_lines(name))
+        ), locked
     assert found == EXPECTED[name][1]
 
 

@@ -45,6 +45,10 @@ ATTRIBUTES: dict[tuple[str, str], dict[str, Any]] = {
     ("embedding", "table"): {"num_embeddings": 9, "embedding_dim": 9},
     ("weight_norm", "2"): {"in_channels": 7, "out_channels": 9, "groups": 1},
     ("spectral_norm", "2"): {"in_channels": 7, "out_channels": 9, "groups": 1},
+    ("lstm_two_directions", "lstm"): {"input_size": 5, "hidden_size": 3, "proj_size": 0},
+    ("lstm_projected", "lstm"): {"input_size": 5, "hidden_size": 6, "proj_size": 2},
+    ("recurrent_normalised", "gru"): {"input_size": 5, "hidden_size": 3},
+    ("recurrent_cells", "gru"): {"input_size": 7, "hidden_size": 4},
     ("conv3d", "0"): {"in_channels": 3, "out_channels": 7, "groups": 1},
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,27 @@ def test_parameters_keep_their_place_in_lists_and_plain_attributes() -> None:
     groups = find_groups(model, NETWORKS["conv_bn"].example())
     prune_(model, groups.plan({"0": [1]}))
     assert model.__dict__["alias"] is model[0].weight
+
+
+def test_parameters_keep_their_place_in_containers() -> None:
+    model = NETWORKS["conv_bn"].build()
+    weight = model[0].weight
+    model.held = {"nested": [(weight, 1), deque([weight])]}
+    model.held["itself"] = model.held
+    model.chosen = {weight}
+    groups = find_groups(model, NETWORKS["conv_bn"].example())
+    prune_(model, groups.plan({"0": [1]}))
+    (pair, queue), new = model.held["nested"], model[0].weight
+    assert new is not weight
+    assert [pair[0] is new, queue[0] is new, model.chosen == {new}] == [True] * 3
+
+
+@pytest.mark.parametrize("name", ["lstm_two_directions", "gru_last_states"])
+def test_recurrent_layers_list_their_new_weights(name: str) -> None:
+    model, _, groups = with_gradients(name)
+    prune_(model, groups.plan(random_units(groups)))
+    layer = next(m for m in model.modules() if isinstance(m, nn.RNNBase))
+    assert all(a is getattr(layer, n) for a, n in zip(layer._flat_weights, layer._flat_weights_names, strict=True))
 
 
 # --- hooks --------------------------------------------------------------------------------------------------------

@@ -12,10 +12,12 @@ from lightning_taylor_prune.labels.rules import (
     padding,
     permutation,
     pointwise,
+    recurrent,
     reduction,
     reshape,
     spatial,
     unsupported,
+    vision,
 )
 from lightning_taylor_prune.labels.rules.registry import find_rules, operator_name, register_rule
 
@@ -30,9 +32,11 @@ __all__ = [
     "padding",
     "permutation",
     "pointwise",
+    "recurrent",
     "reduction",
     "register_rule",
     "reshape",
     "spatial",
     "unsupported",
+    "vision",
 ]

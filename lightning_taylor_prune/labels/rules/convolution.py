@@ -25,6 +25,11 @@ def conv(
     groups: int = 1,
 ) -> Labels:
     """Convolution, ``weight`` of shape ``[out, in / groups, *kernel]``."""
+    return convolve(ctx, x, weight, bias, groups)
+
+
+def convolve(ctx: RuleContext, x: Labels, weight: Labels, bias: Labels | None, groups: int) -> Labels:
+    """Tie what a convolution reads and writes, wherever in space it reads."""
     x, weight, factor = _off_space(ctx, x, weight, slides_over=ctx.shape)
     lead = "n" if len(x.shape) > 1 else ""
     if groups == 1:
@@ -91,6 +96,9 @@ def _whole_groups(ctx: RuleContext, x: Labels, weight: Labels, groups: int, fact
     """Tie the channels that a grouped convolution reads to the first axis of its weight, which is returned."""
     filters = weight.along(0)
     ctx.lock(weight.along(1), "is an input channel within the groups of a grouped convolution")
+    if not weight.static and weight.shape[1] > 1:  # a group for each example: its channels are those of all others
+        for labels in (x.along(-1), filters):
+            ctx.lock(labels, "is convolved with weights that are computed for every example")
     _tie_groups(ctx, x.along(-1), filters, groups)
     ctx.writer(filters)
     ctx.count_macs(factor * math.prod(x.shape[:-1]) * weight.shape[1], [(weight.shape[0], labels_along(filters, 0))])

@@ -43,6 +43,18 @@ def addmm(ctx: RuleContext, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -
     return pointwise(ctx, [product, bias], ctx.shape)
 
 
+@register_rule("aten._sparse_mm", "aten.hspmm", "aten.smm")
+def sparse_mm(ctx: RuleContext, a: Labels, b: Labels, reduce: str = "sum") -> Labels:
+    """A product with a sparse matrix, such as the edges of a graph: its own axes are not tracked."""
+    return contract(ctx, [a, b], ["xz", "zy"], "xy", factor=0)  # torch counts no operations
+
+
+@register_rule("aten._sparse_addmm", "aten.sspaddmm")
+def sparse_addmm(ctx: RuleContext, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> Labels:
+    """``bias + a @ b`` of a sparse ``a``."""
+    return pointwise(ctx, [sparse_mm(ctx, a, b), bias], ctx.shape)
+
+
 @register_rule("aten.outer", "aten.ger")
 def outer(ctx: RuleContext, a: Labels, b: Labels) -> Labels:
     """Every position of one vector with every position of another."""

@@ -116,3 +116,19 @@ def weight_norm(ctx: RuleContext, v: Labels, g: Labels, dim: int = 0) -> Labels:
 def quantize_channels(ctx: RuleContext, x: Labels, scale: Labels, zero_point: Labels, axis: int, *args: Any) -> Labels:
     """One scale and zero point per position of an axis."""
     return per_channel(ctx, x, [scale, zero_point], axis % len(x.shape))
+
+
+@register_rule("aten.renorm")
+def renorm(ctx: RuleContext, x: Labels, p: float, dim: int, limit: float) -> Labels:
+    """Every position along ``dim`` is scaled to a largest norm, which is taken over all other axes."""
+    for f in x.fields:
+        if set(axes_of(f)) - {dim % len(x.shape)}:
+            ctx.mark_inexact(f)
+    return x.computed()
+
+
+@register_rule("aten.embedding_renorm")
+def embedding_renorm(ctx: RuleContext, weight: Labels, indices: Labels, limit: float, p: float) -> Labels:
+    """The same for the rows of a table that are looked up."""
+    ctx.lock(weight.along(0), "is indexed by data")
+    return renorm(ctx, weight, p, 0, limit)

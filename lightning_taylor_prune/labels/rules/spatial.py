@@ -62,10 +62,11 @@ def unpool(ctx: RuleContext, x: Labels, indices: Labels, *args: Any, **kwargs: A
 def pixel_shuffle(ctx: RuleContext, x: Labels, factor: int) -> Labels:
     """Blocks of ``factor**2`` channels become pixels: only whole blocks are removed."""
     axis, plain = _without_space(ctx, x, "pixel shuffle")
-    return moved(x, ctx.shape, [_keep_block_heads(ctx, f, axis, factor * factor) for f in plain])
+    return moved(x, ctx.shape, [keep_block_heads(ctx, f, axis, factor * factor) for f in plain])
 
 
-def _keep_block_heads(ctx: RuleContext, labels: Field, axis: int, block: int) -> Field:
+def keep_block_heads(ctx: RuleContext, labels: Field, axis: int, block: int) -> Field:
+    """Unite every ``block`` positions in a row, and return the first of each block."""
     if labels.shape[axis] == 1:
         return labels
     unite_blocks(ctx, labels, axis, block)
@@ -106,4 +107,4 @@ def fold_patches(ctx: RuleContext, x: Labels, output_size: Any, kernel_size: Seq
     axis = len(x.shape) - 2
     ctx.lock(x.along(axis + 1), "is a position of patches that are folded into an image")
     fields = [f[..., None] for f in x.fields if f.shape[axis + 1] == 1]
-    return moved(x, ctx.shape, [_keep_block_heads(ctx, f, axis, int(np.prod(kernel_size))) for f in fields]).computed()
+    return moved(x, ctx.shape, [keep_block_heads(ctx, f, axis, int(np.prod(kernel_size))) for f in fields]).computed()

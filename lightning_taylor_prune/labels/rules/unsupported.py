@@ -26,9 +26,6 @@ _LOCKING = {
     "is indexed by a tensor": "index_put _index_put_impl _unsafe_index_put put take masked_scatter",
     "is rearranged in a way that labels cannot follow": "as_strided rot90 block_diag cartesian_prod",
     "is cut into overlapping frames": "stft istft",
-    "belongs to a recurrent layer, whose gates and states share one width": """
-        lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
-    """,
     "defines a grid of coordinates": "affine_grid_generator",
 }
 """Operators that cannot be followed, by the reason."""

@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_taylor_prune.groups.find import find_groups
 from tests.labels.rules.laws import Labelled, check_dependence, check_removal, randn, tensors
 
 # name -> (function, operands, components that can be removed, live)
@@ -120,3 +121,38 @@ def test_embedding_rows_are_locked_and_columns_are_free(function: Callable[[Tens
     rows, columns = labelled.roots_of(0)
     assert set(rows.tolist()) <= set(labelled.outcome.locked)  # type: ignore[union-attr]
     assert labelled.removable() == sorted(columns.tolist())  # type: ignore[union-attr]
+
+
+EDGES = torch.eye(5, dtype=torch.double).roll(1, 0).to_sparse()
+
+
+class OverEdges(nn.Module):
+    """Sums up neighbours by a sparse buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.register_buffer("edges", EDGES.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.sparse.addmm(x := self.first(x), self.edges, x))
+
+
+@pytest.mark.parametrize(
+    ("function", "units"),
+    [
+        (lambda x: torch.sparse.mm(EDGES, x), 4),
+        (lambda x: torch.sparse.addmm(x, EDGES, x), 4),
+        (lambda x: EDGES @ x, 4),
+    ],
+    ids=["mm", "addmm", "matmul"],
+)
+def test_a_product_with_a_sparse_matrix_loses_columns_only(function: Callable[[Tensor], Tensor], units: int) -> None:
+    assert check_removal(function, [randn(5, 4)], live=True) == units
+
+
+def test_a_sparse_buffer_keeps_its_size() -> None:
+    groups = find_groups(OverEdges(), torch.randn(5, 3))
+    assert {g.name: [s.tensor for s in g.slices] for g in groups} == {
+        "first": ["first.weight", "first.bias", "last.weight"]
+    }

@@ -64,6 +64,7 @@ def test_a_standardised_weight_keeps_its_input_channels_but_not_its_kernel() -> 
 
 ACROSS: dict[str, tuple[Callable[[Tensor], Any], int]] = {
     "layer_norm": (lambda x: F.layer_norm(x, (6,)), -1),
+    "renorm": (lambda x: torch.renorm(x, 2, 0, 0.1), -1),
     "rms_norm": (lambda x: F.rms_norm(x, (5, 6)), -2),
     "group_norm": (lambda x: F.group_norm(x, 1), 1),
     "batch_norm_rows": (lambda x: F.batch_norm(x, None, None, training=True), 0),
