@@ -24,15 +24,18 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.callbacks.progress import rich_progress
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
+from torch._subclasses import fake_tensor
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils import _pytree
 
 import lightning_taylor_prune
 from lightning_taylor_prune.cost import flop_counter
+from lightning_taylor_prune.labels.rules import registry
 from lightning_taylor_prune.tracing.recorder import Recorder
 from tests.lightning_modules import Classifier, loader, trainer
 
@@ -81,6 +84,18 @@ def failing_operator_is_logged_under_the_name_of_fake_tensors_module() -> None:
     finally:
         log.removeHandler(handler)
     assert [record.name for record in said] == [log.name]
+
+
+@relies_on("DataDependentOutputException")
+def reading_a_value_of_a_fake_tensor_raises_what_is_explained() -> None:
+    with torch._subclasses.FakeTensorMode(), pytest.raises(fake_tensor.DataDependentOutputException):
+        torch.ones(2).sum().item()
+
+
+@relies_on("DynamicOutputShapeException")
+def shape_that_depends_on_values_raises_what_is_explained() -> None:
+    with torch._subclasses.FakeTensorMode(), pytest.raises(fake_tensor.DynamicOutputShapeException):
+        torch.ones(2).nonzero()
 
 
 @relies_on(
@@ -167,9 +182,9 @@ def attention_on_the_cpu_is_counted() -> None:
     assert counter.get_total_flops() == 2 * (2 * 2 * 4 * 4 * 8)
 
 
-@relies_on("aten._convolution", "aten._embedding_bag", "aten._log_softmax", "aten._softmax", "aten._weight_norm")
+@relies_on(*(name for name in registry._RULES if name.startswith("aten._")))
 def operators_that_have_rules_exist() -> None:
-    names = ("_convolution", "_embedding_bag", "_log_softmax", "_softmax", "_weight_norm")
+    names = [name.removeprefix("aten.") for name in registry._RULES if name.startswith("aten._")]
     assert [name for name in names if not hasattr(torch.ops.aten, name)] == []
 
 
@@ -310,6 +325,29 @@ def reset_has_a_compiled_module_compiled_anew() -> None:
     torch._dynamo.reset()
     module(torch.ones(1, 2))
     assert (type(module).__name__, len(compiled)) == ("OptimizedModule", 2)
+
+
+@relies_on("LightningOptimizer")
+def wrapper_of_an_optimizer_has_its_class_but_not_its_groups() -> None:
+    inner = torch.optim.SGD(nn.Linear(2, 2).parameters())
+    wrapper = LightningOptimizer(inner)
+    assert isinstance(wrapper, torch.optim.Optimizer) and "param_groups" not in vars(wrapper)
+    assert wrapper.optimizer is inner
+
+
+@relies_on("ZeroRedundancyOptimizer")
+def sharding_optimizer_has_the_name_that_is_refused() -> None:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    assert ZeroRedundancyOptimizer.__name__ == "ZeroRedundancyOptimizer"
+
+
+@relies_on("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
+def wrappers_of_networks_have_the_names_that_are_refused() -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    kinds = (nn.DataParallel, nn.parallel.DistributedDataParallel, FullyShardedDataParallel)
+    assert [kind.__name__ for kind in kinds] == ["DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"]
 
 
 # --- torch: processes -----------------------------------------------------------------------------------------------
@@ -634,6 +672,14 @@ def foreign_names(tree: ast.AST, own: set[str]) -> Iterator[str]:
             yield node.arg
 
 
+def class_names(tree: ast.AST) -> Iterator[str]:
+    """Yield the names of classes that some code knows by their ``__name__``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr == "__name__":
+            constants = (n for other in node.comparators for n in ast.walk(other) if isinstance(n, ast.Constant))
+            yield from (n.value for n in constants if isinstance(n.value, str))
+
+
 def _attribute(node: ast.Attribute) -> str:
     """Return ``torch._C`` for what is read from torch itself, else the bare name of the attribute."""
     name = ast.unparse(node)
@@ -642,11 +688,11 @@ def _attribute(node: ast.Attribute) -> str:
 
 @cache
 def used() -> frozenset[str]:
-    """The private names of others in the package."""
+    """The private names of others in the package; operators aside, which the registry of rules lists."""
     trees = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
     own = {name for tree in trees for name in own_names(tree)}
-    found = {up_to_private(name) for tree in trees for name in foreign_names(tree, own)}
-    return frozenset(found - {None} - OURS - DOCUMENTED)  # type: ignore[arg-type]
+    found = {private for tree in trees for name in foreign_names(tree, own) if (private := up_to_private(name))}
+    return frozenset(name for name in found - OURS - DOCUMENTED if not name.startswith("aten."))
 
 
 def test_every_private_name_is_checked_here() -> None:
@@ -654,7 +700,13 @@ def test_every_private_name_is_checked_here() -> None:
 
 
 def test_no_check_outlives_its_use() -> None:
-    assert sorted({name for name, _ in CHECKS if is_private(name)} - used()) == []
+    checked = {name for name, _ in CHECKS if is_private(name) and not name.startswith("aten.")}
+    assert sorted(checked - used()) == []
+
+
+def test_every_class_known_by_its_name_is_checked_here() -> None:
+    known = {name for path in PACKAGE.rglob("*.py") for name in class_names(ast.parse(path.read_text()))}
+    assert known and sorted(known - {name for name, _ in CHECKS}) == []
 
 
 @pytest.mark.parametrize(
@@ -669,12 +721,17 @@ def test_no_check_outlives_its_use() -> None:
         ("class A(B):\n    def f(self): return self._theirs", "_theirs"),
         ("getattr(strategy, '_lightning_module', None)", "_lightning_module"),
         ("table.update(_forward_hooks={})", "_forward_hooks"),
-        ("type(x).__name__ == '_Launcher'", "_Launcher"),
+        ("getattr(module, '_hook') == '_Launcher'", "_Launcher"),
     ],
 )
 def test_private_name_is_found(code: str, name: str) -> None:
     tree = ast.parse(code)
     assert name in {up_to_private(found) for found in foreign_names(tree, set(own_names(tree)))}
+
+
+def test_class_known_by_its_name_is_found() -> None:
+    code = "type(x).__name__ == 'A' or type(x).__name__ in ('B', 'C')"
+    assert list(class_names(ast.parse(code))) == ["A", "B", "C"]
 
 
 @pytest.mark.parametrize(
