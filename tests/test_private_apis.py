@@ -550,9 +550,9 @@ class _Bar(RichProgressBar):
         self.begun.append(self.progress)
         self.stopped.append(self._progress_stopped)
 
-    def _update(self, progress_bar_id: Any, current: int, visible: bool = True, hard: bool = False) -> None:
+    def _update(self, progress_bar_id: Any, current: int, *args: bool, **kwargs: bool) -> None:
         self.updates.append((progress_bar_id == self.train_progress_bar_id, current))
-        super()._update(progress_bar_id, current, visible, hard)
+        super()._update(progress_bar_id, current, *args, **kwargs)
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"epoch number {super()._get_train_description(current_epoch)}"
