@@ -656,15 +656,23 @@ def _is_self(node: ast.AST) -> bool:
     return isinstance(node, ast.Name) and node.id in ("self", "cls")
 
 
+def _reads_within_class(tree: ast.AST) -> set[ast.AST]:
+    """Return the attributes of plain names that the class around them defines: of another object of that class."""
+    classes = [(node, set(own_names(node))) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    inside = [(node, own) for cls, own in classes for node in ast.walk(cls) if isinstance(node, ast.Attribute)]
+    return {node for node, own in inside if isinstance(node.value, ast.Name) and node.attr in own}
+
+
 def foreign_names(tree: ast.AST, own: set[str]) -> Iterator[str]:
     """Yield private names of others that some code uses: in imports, attributes, strings and keywords."""
+    within_class = _reads_within_class(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] != PACKAGE.name:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Attribute) and is_private(node.attr):
-            if not (_is_self(node.value) and node.attr in own):
+            if node not in within_class and not (_is_self(node.value) and node.attr in own):
                 yield _attribute(node)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and is_private(f".{node.value}"):
             yield node.value
@@ -719,6 +727,7 @@ def test_every_class_known_by_its_name_is_checked_here() -> None:
         ("module._modules", "_modules"),
         ("super()._step()", "_step"),
         ("class A(B):\n    def f(self): return self._theirs", "_theirs"),
+        ("class A:\n    def _f(self): return 1\ndef g(trainer): return trainer._f()", "_f"),
         ("getattr(strategy, '_lightning_module', None)", "_lightning_module"),
         ("table.update(_forward_hooks={})", "_forward_hooks"),
         ("getattr(module, '_hook') == '_Launcher'", "_Launcher"),
@@ -739,6 +748,7 @@ def test_class_known_by_its_name_is_found() -> None:
     [
         "class A:\n    def f(self): self._mine = self._mine + 1",
         "class A:\n    def _f(self): return self._f()",
+        "class A:\n    def _f(self): return 1\n    def g(self, other): return other._f()",
         "from lightning_taylor_prune.labels import _hidden",
         "x.__dict__",
         "'_'",
