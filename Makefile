@@ -23,10 +23,11 @@ fuzz: .venv/installed-dev  ## the laws on 2,000 random networks each, instead of
 same: .venv/installed-dev  ## whether the package still does, bit for bit, what it did at REVISION
 	OMP_NUM_THREADS=1 $(BIN)/python tests/behaviour.py $(REVISION)
 
-lint: .venv/installed-dev  ## style, formatting and types
+lint: .venv/installed-dev  ## style, formatting, types, and which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; set PYTHON=..."'
@@ -48,4 +49,4 @@ lint: .venv/installed-dev  ## style, formatting and types
 	@touch $@
 
 clean:
-	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .mypy_cache .hypothesis

@@ -117,10 +117,11 @@ class PruningProgressBar(RichProgressBar):
         self.progress.get_renderables = lambda: [*self._sentences(), *table()]  # type: ignore[method-assign]
         self._show()
 
-    def _update(self, progress_bar_id: TaskID | None, current: int, visible: bool = True, hard: bool = False) -> None:
+    def _update(self, progress_bar_id: TaskID | None, current: int, *args: bool, **kwargs: bool) -> None:
+        # Lightning 2.6.0 has no `hard`.
         if self._by_steps and progress_bar_id is not None and progress_bar_id == self.train_progress_bar_id:
             current = self.trainer.global_step
-        super()._update(progress_bar_id, current, visible, hard)
+        super()._update(progress_bar_id, current, *args, **kwargs)
 
     # --- hooks ----------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
@@ -24,9 +21,10 @@ from lightning_taylor_prune.labels.rules.registry import describe_operator, oper
 from lightning_taylor_prune.modules.rewrite import rewritten
 from lightning_taylor_prune.modules.updates import attribute_updates, patched
 from lightning_taylor_prune.plan import Cut
+from lightning_taylor_prune.tracing.fakes import fake_tensor_log_off, resized_fake
 from lightning_taylor_prune.tracing.packing import call_operator
 from lightning_taylor_prune.tracing.recorder import Trace, run, user_line
-from lightning_taylor_prune.tracing.tensors import memory_format_of, memory_of
+from lightning_taylor_prune.tracing.tensors import memory_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class DryRun:
         """
         counts = structure.counts(kept)
         with (
-            _no_torch_logs(),
+            fake_tensor_log_off(),
             rewritten(root, changes.rewritten),
             patched([*attribute_updates(root, cuts), *changes.updates(root, structure, counts)]),
         ):
@@ -101,27 +99,9 @@ class DryRun:
             old, shape = trace.tensors[name], rule.apply(counts)
             last = known.get(name, old)
             if tuple(last.shape) != shape:
-                last = known[name] = _resized(trace, old, shape)
+                last = known[name] = resized_fake(trace.mode, old, shape)
             fakes[id(old)] = last
         return {name: fakes[id(tensor)] for name, tensor in trace.tensors.items()}
-
-
-@contextlib.contextmanager
-def _no_torch_logs() -> Iterator[None]:
-    """Silence what torch logs when an operator rejects its operands: a dry run reports that as a divergence."""
-    log = logging.getLogger(FakeTensor.__module__)
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-
-
-def _resized(trace: Trace, old: Tensor, shape: tuple[int, ...]) -> Tensor:
-    # Without the dispatcher: `torch.empty` under the fake mode takes ten times as long.
-    data = torch.empty(shape, dtype=old.dtype, device="meta", memory_format=memory_format_of(old))
-    return FakeTensor(trace.mode, data, old.device).requires_grad_(old.requires_grad)
 
 
 class _Check:
