@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_c
 
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.packing import call_operator
-from lightning_taylor_prune.tracing.recorder import fake_trace, run
+from lightning_taylor_prune.tracing.recorder import fake_trace, run, training_flags
 from lightning_taylor_prune.tracing.submodules import run_for_real
 
 
@@ -53,7 +53,7 @@ def measure_cost(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[
     """
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     call = Call("", args, dict(example_kwargs or {}))
-    recorded = fake_trace(model, call, {name: False for name, _ in model.named_modules()})
+    recorded = fake_trace(model, call, dict.fromkeys(training_flags(model), False))
     try:
         with flop_counter() as counter:
             run(model, recorded, recorded.tensors, call_operator)

@@ -73,7 +73,7 @@ def check_target(pl_module: LightningModule, target: str | None) -> None:
     Raises:
         ArgumentError: It is not.
     """
-    if target is not None and target not in dict(pl_module.named_modules()):
+    if target is not None and target not in dict(pl_module.named_modules(remove_duplicate=False)):
         names = ", ".join(name for name, _ in pl_module.named_children())
         raise ArgumentError(
             f"Expected argument `target` to name a submodule of {type(pl_module).__name__}, but got {target!r}. "

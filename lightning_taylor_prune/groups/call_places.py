@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor, nn
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from lightning_taylor_prune.groups.shapes import SizeRef
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.labels.places import AxisRef, Site
+from lightning_taylor_prune.modules.sizes import find_sizes
 from lightning_taylor_prune.tracing.recorder import Trace
 
 
@@ -63,6 +66,25 @@ def sites_on_the_line_of(traces: Sequence[Trace], site: Site) -> set[Site]:
     }
 
 
+def sites_alike(root: nn.Module, traces: Sequence[Trace], site: Site) -> set[Site]:
+    """Return the calls on the line of one of which the same is known, see :func:`evidence_at`."""
+    wanted = evidence_at(root, traces, site)
+    return {other for other in sites_on_the_line_of(traces, site) if evidence_at(root, traces, other) == wanted}
+
+
+def evidence_at(root: nn.Module, traces: Sequence[Trace], site: Site) -> tuple[Any, ...]:
+    """Return what may tell one call of an operator on a line from another: shapes, numbers, what its module holds.
+
+    One stage of a network may be contradicted for what the next one, which runs the same line, does right.
+    """
+    node = traces[site.trace].ops[site.op]
+    numbers = tuple(n for n in tree_leaves((node.args, node.kwargs)) if isinstance(n, (int, float)))
+    operands = [n.meta["val"] for n in node.all_input_nodes]
+    shapes = tuple(tuple(v.shape) if isinstance(v, Tensor) else () for v in operands)
+    module = root.get_submodule(node.meta["module"])
+    return numbers, shapes, tuple(node.meta["shapes"]), type(module), tuple(sorted(find_sizes(module).items()))
+
+
 def _target_and_source(node: Node) -> tuple[Any, str]:
     return node.target, node.meta["source"]
 
@@ -72,9 +94,13 @@ def _positions(trace: Trace, module: str, target: Any, source: str) -> list[int]
     return [
         op
         for op, node in enumerate(trace.ops)
-        if _target_and_source(node) == (target, source) and _is_inside(node.meta["module"], module)
+        if _target_and_source(node) == (target, source) and _is_inside(trace, node.meta["module"], module)
     ]
 
 
-def _is_inside(name: str, module: str) -> bool:
-    return not module or name == module or name.startswith(f"{module}.")
+def _is_inside(trace: Trace, name: str, module: str) -> bool:
+    """Whether a module is another one or lies below it, by any of their names."""
+    if not module:
+        return True
+    holders = trace.names_of(module)
+    return any(n == holder or n.startswith(f"{holder}.") for n in trace.names_of(name) for holder in holders)

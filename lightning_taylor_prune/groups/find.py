@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lightning_taylor_prune.errors import PruningWarning, TraceError
+from lightning_taylor_prune.errors import PruningError, PruningWarning, TraceError
 from lightning_taylor_prune.groups.analysis import Analysis
-from lightning_taylor_prune.groups.call_places import sites_on_the_line_of
+from lightning_taylor_prune.groups.call_places import evidence_at, sites_alike, sites_on_the_line_of
 from lightning_taylor_prune.groups.changes import CodeChanges
 from lightning_taylor_prune.groups.dry_run import DryRun
 from lightning_taylor_prune.groups.groups import ChannelGroups
@@ -22,8 +22,8 @@ from lightning_taylor_prune.groups.shapes import KeepMask
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.groups.trial import Contradiction, Trial
 from lightning_taylor_prune.groups.trial_cuts import trial_cuts
-from lightning_taylor_prune.labels.places import Rejection, Site, Tie
-from lightning_taylor_prune.labels.propagate import propagate
+from lightning_taylor_prune.labels.places import Lock, Rejection, Site, Tie
+from lightning_taylor_prune.labels.propagate import Propagation, propagate
 from lightning_taylor_prune.labels.rules.registry import find_rules
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.graph import trace
@@ -129,7 +129,7 @@ Outcome = tuple[ChannelGroups, Contradiction | None]
 _TIES_TRIED = 8
 _PATIENCE = 6
 """How many contradictions are handled for one operator only. After that, or if the same line contradicts in a second
-module, all calls of the operator on that line are handled at once."""
+module, all calls of the operator on that line with the same shapes and sizes are handled at once."""
 
 
 class _Search:
@@ -151,6 +151,7 @@ class _Search:
         self._rewrite, self._fixed = rewrite_hard_coded, fixed
         self._dry_run = DryRun(traces)
         self._rejected: dict[Site, Rejection] = {}
+        self._locks: tuple[Lock, ...] = ()
         self._ties: tuple[Tie, ...] = ()
         self._changes = CodeChanges()
         self._rounds = 0
@@ -159,15 +160,19 @@ class _Search:
 
     def settle(self, ties: Sequence[Tie] = ()) -> Outcome:
         """Propagate labels with more ties and try the outcome, with all changes of the code that are known so far."""
-        structure = Structure.of(propagate(self._traces, self._rejected, (*self._ties, *ties), self._fixed))
+        structure = Structure.of(self._propagate(ties))
         groups = ChannelGroups(Analysis.of(structure, self._changes, self._dry_run, self._calls))
         return try_cuts(self._model, groups, self._rewrite)
+
+    def _propagate(self, ties: Sequence[Tie]) -> Propagation:
+        return propagate(self._traces, self._rejected, (*self._ties, *ties), self._fixed, self._locks)
 
     def tie(self, found: Contradiction) -> Outcome | None:
         """Tie axes of which the code mixes up the sizes, if it then gets further and some channels remain removable."""
         self._changes = found.trial.groups.analysis.changes
         site = found.divergence.site
-        place = found.divergence.lines, self._times_rejected(site)
+        evidence = evidence_at(self._model, self._traces, site)
+        place = found.divergence.lines, self._times_rejected(site), evidence
         if self._has_fallback(site) or place in self._untied:
             return None
         for ties in islice(find_ties(found.trial, found.divergence), _TIES_TRIED):
@@ -176,7 +181,7 @@ class _Search:
             if further and keeps_a_choice(groups.structure, ties[0]):
                 self._ties += tuple(ties)
                 return groups, now
-        self._untied.add(place)  # ties will not help either where other modules run the same lines
+        self._untied.add(place)  # nor will ties help where other modules run the same lines on the same sizes
         return None
 
     def _times_rejected(self, site: Site) -> int:
@@ -187,7 +192,10 @@ class _Search:
         return rules is not None and self._times_rejected(site) < len(rules.fallbacks)
 
     def reject(self, found: Contradiction) -> Outcome:
-        """Try the next rule of the operator, or lock the channels that it uses."""
+        """Try the next rule of the operator, or lock the channels that it uses; at last the groups of the cut.
+
+        Every round rejects a rule that was in use, or locks channels that could be removed: the rounds come to an end.
+        """
         self._rounds += 1
         divergence = found.divergence
         elsewhere = sites_on_the_line_of(self._traces, divergence.site) - {divergence.site}
@@ -196,8 +204,28 @@ class _Search:
         if not self._rewrite and self._could_be_rewritten(found):
             message += "; `rewrite_hard_coded=True` would make them prunable"
         site = _nearest_prunable(found.trial.groups, divergence.site)
-        for same in {site, *sites_on_the_line_of(self._traces, site)} if widely else {site}:
-            self._rejected[same] = Rejection(self._times_rejected(same) + 1, message)
+        if site is None:
+            return self._lock_what_was_removed(found.trial, message)
+        times = self._times_rejected(site) + 1
+        for same in {site, *sites_alike(self._model, self._traces, site)} if widely else {site}:
+            if self._times_rejected(same) < times:  # one that is ahead has been given another rule already
+                self._rejected[same] = Rejection(times, message)
+        return self.settle()
+
+    def _lock_what_was_removed(self, trial: Trial, message: str) -> Outcome:
+        """Lock the groups of a cut that the code contradicts where no operator touches them.
+
+        Raises:
+            PruningError: They are on no parameter, so that nothing would be locked, and the same cut tried for ever.
+        """
+        roots = np.concatenate([trial.groups[name].roots for name in trial.plan.removed])
+        labels = np.flatnonzero(np.isin(trial.structure.parameter_roots, roots))
+        if not len(labels):
+            raise PruningError(
+                f"The analysis cannot go on: {message}. No channel that could be removed explains it. Prune a part of "
+                "the network that runs the same operators at every call, by `target=`."
+            )
+        self._locks += (Lock(labels, message),)
         return self.settle()
 
     def _could_be_rewritten(self, found: Contradiction) -> bool:
@@ -260,14 +288,14 @@ def _trace_both_modes(model: nn.Module, call: Call, shapes: Mapping[str, tuple[i
     return [first] if first.signature() == second.signature() else [first, second]
 
 
-def _nearest_prunable(groups: ChannelGroups, site: Site) -> Site:
-    """Return the nearest operator that uses channels which can be removed, earlier operators first."""
+def _nearest_prunable(groups: ChannelGroups, site: Site) -> Site | None:
+    """Return the nearest operator that uses channels which can be removed, earlier operators first; else ``None``."""
     structure = groups.structure
     prunable = np.zeros(len(structure.propagation.roots), dtype=bool)
     prunable[groups.unit_roots] = True
     ops = range(len(structure.propagation.traces[site.trace].ops))
     nearest = (Site(site.trace, op) for op in [*ops[site.op :: -1], *ops[site.op + 1 :]])
-    return next(near for near in nearest if _touches(structure, near, prunable))
+    return next((near for near in nearest if _touches(structure, near, prunable)), None)
 
 
 def _touches(structure: Structure, site: Site, prunable: KeepMask) -> bool:

@@ -17,7 +17,7 @@ from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.groups.trial import Trial
 from lightning_taylor_prune.labels.places import AxisRef
 from lightning_taylor_prune.modules.reads import recording_reads
-from lightning_taylor_prune.modules.rewrite import is_rewritten, rewritten
+from lightning_taylor_prune.modules.rewrite import is_rewritten, own_class, rewritten
 from lightning_taylor_prune.modules.sizes import find_sizes, has_size, holder_of, size_at
 
 _OPERATORS_BACK, _OPERATORS_AHEAD = 40, 10
@@ -37,7 +37,7 @@ def find_rewriting(trial: Trial, divergence: Divergence) -> tuple[tuple[str, ...
     The innermost running module that can be rewritten is chosen, with all modules of its class.
     """
     for module in divergence.modules:
-        names = tuple(name for name, other in trial.root.named_modules() if type(other) is type(module))
+        names = tuple(name for name, other in trial.root.named_modules() if own_class(other) is own_class(module))
         with rewritten(trial.root, names):
             rules = find_size_rules(trial, divergence) if is_rewritten(module) else ()
             if rules:
@@ -148,7 +148,7 @@ def _alike(trial: Trial, rule: SizeRule, chosen: Sequence[SizeRule]) -> Iterator
         return
     taken = {(r.module, r.path) for r in (*trial.groups.analysis.changes.size_rules, *chosen)}
     for name, other in trial.root.named_modules():
-        if other is module or type(other) is not type(module) or (name, rule.path) in taken:
+        if other is module or own_class(other) is not own_class(module) or (name, rule.path) in taken:
             continue
         ref = place.size_in(structure, name, rule.follows)
         if ref is not None and has_size(other, rule.path):

@@ -13,6 +13,7 @@ from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.groups.trial import Trial
 from lightning_taylor_prune.labels.places import AxisRef, Tie
 from lightning_taylor_prune.labels.space import Field
+from lightning_taylor_prune.modules.rewrite import own_class
 
 
 def find_ties(trial: Trial, divergence: Divergence) -> Iterator[tuple[Tie, ...]]:
@@ -72,7 +73,7 @@ def _alike_ties(trial: Trial, divergence: Divergence, tie: Tie) -> Iterator[Tie]
     else:
         return
     for other_name, other in trial.root.named_modules():
-        if other is module or type(other) is not type(module):
+        if other is module or own_class(other) is not own_class(module):
             continue
         axis, follows = (
             place.size_in(structure, other_name, ref) if place else None for ref, place in zip(tie, places, strict=True)

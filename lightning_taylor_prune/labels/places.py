@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from lightning_taylor_prune.labels.space import Field
+
 
 class Site(NamedTuple):
     """An operator: number of the trace, position among its operators."""
@@ -18,6 +20,14 @@ class Rejection(NamedTuple):
 
     times: int
     message: str
+
+
+@dataclass(frozen=True, eq=False)
+class Lock:
+    """Channels that the network's code needs though no operator of its own says so: labels of parameters, and why."""
+
+    labels: Field
+    reason: str
 
 
 @dataclass(frozen=True)

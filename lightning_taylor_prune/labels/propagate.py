@@ -13,7 +13,7 @@ import torch
 from torch.fx import Node
 
 from lightning_taylor_prune.errors import PruningWarning
-from lightning_taylor_prune.labels.places import Axis, Rejection, Site, Tie
+from lightning_taylor_prune.labels.places import Axis, Lock, Rejection, Site, Tie
 from lightning_taylor_prune.labels.rectangles import settle_rectangles
 from lightning_taylor_prune.labels.rules.context import Expectation, Notes, RuleContext, find_labels
 from lightning_taylor_prune.labels.rules.registry import Rule, find_rules, operator_name
@@ -59,6 +59,7 @@ def propagate(
     rejected: Mapping[Site, Rejection],
     ties: Sequence[Tie] = (),
     fixed: Collection[str] = (),
+    locks: Sequence[Lock] = (),
 ) -> Propagation:
     """Run traces on labels.
 
@@ -67,6 +68,7 @@ def propagate(
         rejected: Operators whose rules (some or all of them) the network's code contradicted.
         ties: Axes to tie in addition to those that operators tie.
         fixed: Names of parameters and buffers that are also used outside of the traces.
+        locks: Channels to lock beyond what the operators do.
     """
     space = LabelSpace()
     axes, parameters = _label_parameters(space, traces[0])
@@ -76,6 +78,8 @@ def propagate(
     for name in fixed:
         for f in parameters[name].fields:
             space.lock(f, "is also used by code that cannot be traced")
+    for lock in locks:
+        space.lock(lock.labels, lock.reason)
     _lock_unused(space, traces, parameters)
     notes = [run.notes for run in runs]
     settle_rectangles(space, [r for n in notes for r in n.rectangles], [d for n in notes for d in n.deferred])

@@ -1,18 +1,22 @@
 """Give a module a `forward` whose integer constants are stored in an attribute, so that they can change with pruning.
 
-The module keeps its class, name, hooks, parameters and the keys of its state dict. Only the instance gets a generated
-`forward`, and a list of integers that this code reads.
+The module keeps its name, hooks, parameters and the keys of its state dict: the instance gets a subclass of its class,
+of the same name, with a generated `forward`, and a list of integers that the generated code reads.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import copy
+import hashlib
 import importlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+import linecache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import getitem
 from types import ModuleType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_type_hints
 
 from torch import fx, nn
 
@@ -38,59 +42,85 @@ def _portable(globals_: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _Imported(v.__name__) if isinstance(v, ModuleType) else v for name, v in kept.items()}
 
 
-class RewrittenForward:
-    """The generated `forward` of one module; it reads parameters and children from the module at every call.
+class _Code(NamedTuple):
+    """A generated `forward`: its source by training flag, and what that refers to beyond the module, likewise."""
 
-    It is copied and pickled with the module, and then compiled again from its source.
-
-    Attributes:
-        module: The module that it runs on.
-        sources: Generated code by training flag.
-        globals: Global names that the code uses (functions of torch), by training flag.
-    """
-
-    def __init__(
-        self, module: nn.Module, sources: Mapping[bool, str], globals_: Mapping[bool, Mapping[str, Any]]
-    ) -> None:
-        self.module, self.sources, self.globals = module, dict(sources), {k: dict(v) for k, v in globals_.items()}
-        self._functions = {training: self._compile(training) for training in self.sources}
-        self.__code__ = type(module).forward.__code__  # torch.export asks where the code is from
-        self.__signature__ = inspect.signature(type(module).forward.__get__(module))
-
-    def _compile(self, training: bool) -> Any:
-        namespace = {
-            name: importlib.import_module(value.name) if isinstance(value, _Imported) else value
-            for name, value in self.globals[training].items()
-        }
-        exec(compile(self.sources[training], f"<rewritten forward of {type(self.module).__name__}>", "exec"), namespace)
-        return namespace["forward"]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the code that was generated for the module's present mode."""
-        bound = self.__signature__.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return self._functions[self.module.training](self.module, *bound.arguments.values())
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenForward:
-        return RewrittenForward(copy.deepcopy(self.module, memo), self.sources, self.globals)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (self.sources, self.globals), {"module": self.module}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["module"], self.sources, self.globals)  # type: ignore[misc]
+    sources: dict[bool, str]
+    globals: dict[bool, dict[str, Any]]
 
 
-def _rebuilt(sources: Mapping[bool, str], globals_: Mapping[bool, Mapping[str, Any]]) -> RewrittenForward:
-    """Return the object that pickle completes later: it refers to its module, and the module to it."""
-    found = RewrittenForward.__new__(RewrittenForward)
-    found.sources, found.globals = dict(sources), {k: dict(v) for k, v in globals_.items()}
-    return found
+class _Rewritten:
+    """Marks the classes with a generated `forward`: each is a subclass, of the same name, of the module's own class."""
+
+    _own_class: type[nn.Module]
+    _code: _Code
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Copy and pickle as the module's own class does; the generated one is made again."""
+        generated, module = type(self), cast(Any, self)
+        module.__class__ = generated._own_class
+        try:
+            make, args, *rest = module.__reduce_ex__(protocol)
+        finally:
+            module.__class__ = generated
+        return (_made_again, (generated._code, make, args), *rest)
+
+
+def _made_again(code: _Code, make: Callable[..., nn.Module], args: tuple[Any, ...]) -> nn.Module:
+    module = make(*args)
+    module.__class__ = _generated_class(type(module), code)
+    return module
+
+
+def _generated_class(cls: type[nn.Module], code: _Code) -> type[nn.Module]:
+    """Return a subclass whose `forward` is generated; :mod:`torch.fx` and TorchScript read its source as any other."""
+    methods = {"_own_class": cls, "_code": code, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    if code.sources[True] == code.sources[False]:
+        methods["forward"] = _compiled(cls, code, True, code.sources[True])
+    else:
+        for training, name in _NAMES.items():
+            methods[name] = _compiled(
+                cls, code, training, code.sources[training].replace("def forward(", f"def {name}(")
+            )
+        methods["forward"] = _compiled(cls, code, True, _dispatch(code.sources[True]))
+    metaclass: Any = type(cls)
+    return cast(type[nn.Module], metaclass(cls.__name__, (_Rewritten, cls), methods))
+
+
+_NAMES = {True: "_forward_in_training", False: "_forward_in_evaluation"}
+
+
+def _dispatch(source: str) -> str:
+    """Return the source of a `forward` that runs the code generated for the module's present mode."""
+    head = next((line for line in source.splitlines() if line.startswith("def forward(")), "def forward(self):")
+    names = [a.arg for a in ast.parse(f"{head} pass").body[0].args.args[1:]]  # type: ignore[attr-defined]
+    calls = {training: f"return self.{name}({', '.join(names)})" for training, name in _NAMES.items()}
+    return f"{head}\n    if self.training:\n        {calls[True]}\n    else:\n        {calls[False]}\n"
+
+
+def _compiled(cls: type[nn.Module], code: _Code, training: bool, source: str) -> Any:
+    """Compile a function, and keep its source where :mod:`inspect` looks for it."""
+    namespace = {
+        name: importlib.import_module(value.name) if isinstance(value, _Imported) else value
+        for name, value in code.globals[training].items()
+    }
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    filename = f"<rewritten forward of {cls.__name__} {digest}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    exec(compile(source, filename, "exec"), namespace)
+    return next(
+        (f for f in namespace.values() if getattr(f, "__code__", None) and f.__code__.co_filename == filename), None
+    )
 
 
 def is_rewritten(module: nn.Module) -> bool:
     """Whether a module runs a generated `forward`."""
-    return isinstance(module.__dict__.get("forward"), RewrittenForward)
+    return isinstance(module, _Rewritten)
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """Return a module's class as its author wrote it, whether the module is rewritten or not."""
+    return module._own_class if isinstance(module, _Rewritten) else type(module)
 
 
 def rewrite_(module: nn.Module) -> bool:
@@ -100,7 +130,7 @@ def rewrite_(module: nn.Module) -> bool:
         Whether that was possible and the code has integers. It is impossible for code that :mod:`torch.fx` cannot
         trace (control flow that depends on values), that takes ``*args`` or ``**kwargs``, or that creates tensors.
     """
-    if "forward" in module.__dict__ or not _has_plain_signature(module):
+    if "forward" in module.__dict__ or is_rewritten(module) or not _has_plain_signature(module):
         return False
     in_training, in_evaluation = _traced(module, True), _traced(module, False)
     if in_training is None or in_evaluation is None:
@@ -116,14 +146,14 @@ def rewrite_(module: nn.Module) -> bool:
     code = {True: in_training.python_code("self"), False: in_evaluation.python_code("self")}
     setattr(module, HELD, integers)
     globals_ = {training: _portable(c.globals) for training, c in code.items()}
-    module.forward = RewrittenForward(module, {training: c.src for training, c in code.items()}, globals_)
+    module.__class__ = _generated_class(type(module), _Code({t: c.src for t, c in code.items()}, globals_))
     return True
 
 
 def unrewrite_(module: nn.Module) -> None:
-    """Undo :func:`rewrite_`."""
-    del module.forward
-    delattr(module, HELD)
+    """Take :func:`rewrite_` back."""
+    module.__class__ = own_class(module)
+    module.__dict__.pop(HELD, None)
 
 
 @contextlib.contextmanager
@@ -152,7 +182,19 @@ def _traced(module: nn.Module, training: bool) -> fx.Graph | None:
         return None
     own = {name for name, _ in [*module.named_parameters(), *module.named_buffers(), *module.named_modules()]}
     constants = [n for n in graph.nodes if n.op == "get_attr" and n.target not in own]
+    _resolve_annotations(module, graph)
     return None if constants else graph
+
+
+def _resolve_annotations(module: nn.Module, graph: fx.Graph) -> None:
+    """Replace annotations that are strings by types: generated code does not see the names of the module's file."""
+    try:
+        hints = get_type_hints(type(module).forward)
+    except NameError:  # a name that is imported for type checkers only
+        hints = {}
+    for node in graph.nodes:
+        if isinstance(node.type, str):
+            node.type = hints.get("return" if node.op == "output" else str(node.target))
 
 
 def _take_out_integers(graph: fx.Graph, offset: int) -> list[int]:
@@ -166,7 +208,7 @@ def _take_out_integers(graph: fx.Graph, offset: int) -> list[int]:
             if type(value) is int and value >= 2:
                 integers.append(value)
                 with graph.inserting_before(node):
-                    return graph.create_node("call_function", _held_integer, (_self(graph), offset + len(integers) - 1))
+                    return graph.create_node("call_function", getitem, (_self(graph), offset + len(integers) - 1))
             if isinstance(value, slice):
                 return slice(*(replaced(v) for v in (value.start, value.stop, value.step)))
             if isinstance(value, (tuple, list)):
@@ -179,14 +221,10 @@ def _take_out_integers(graph: fx.Graph, offset: int) -> list[int]:
     return integers
 
 
-def _held_integer(held: list[int], index: int) -> int:
-    return held[index]
-
-
 def _self(graph: fx.Graph) -> fx.Node:
     """Return the node that reads the module's list."""
     found = next((n for n in graph.nodes if n.op == "get_attr" and n.target == HELD), None)
     if found is None:
-        with graph.inserting_before(next(iter(graph.nodes))):
+        with graph.inserting_before():  # at the very beginning
             found = graph.create_node("get_attr", HELD)
     return found

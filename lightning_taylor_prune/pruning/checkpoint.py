@@ -35,15 +35,19 @@ def fit_shapes_(module: nn.Module, shapes: Mapping[str, torch.Size | tuple[int, 
         if name in shapes and tensor.dim() == len(shapes[name]) and tuple(tensor.shape) != tuple(shapes[name])
     }
     set_attributes(attributes_for_shapes(module, misfits))
-    new: dict[int, Tensor] = {}
-    for name, shape in misfits.items():
-        owner, _, leaf = name.rpartition(".")
-        holder = module.get_submodule(owner)
-        table: dict[str, Any] = holder._parameters if leaf in holder._parameters else holder._buffers
-        old = table[leaf]
-        if id(old) not in new:
-            new[id(old)] = _empty_like(old, shape)
-        table[leaf] = new[id(old)]
+    places = [_place_of(module, name) for name in misfits]
+    old = [table[leaf] for table, leaf in places]  # all of them first: a module may have several names
+    new = {id(tensor): _empty_like(tensor, shape) for tensor, shape in zip(old, misfits.values(), strict=True)}
+    for (table, leaf), tensor in zip(places, old, strict=True):
+        table[leaf] = new[id(tensor)]
+
+
+def _place_of(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """Return the table that holds a parameter or buffer, and the name in it."""
+    owner, _, leaf = name.rpartition(".")
+    holder = module.get_submodule(owner)
+    table: dict[str, Any] = holder._parameters if leaf in holder._parameters else holder._buffers
+    return table, leaf
 
 
 def _empty_like(old: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -100,13 +104,14 @@ def shapes_of(module: nn.Module) -> dict[str, list[int]]:
 
 def attributes_of(module: nn.Module) -> dict[str, dict[str, Any]]:
     """Return the attributes that depend on shapes, by module name and path, as plain data."""
-    found = {name: {**known_attributes(child), **marked_sizes(child)} for name, child in module.named_modules()}
+    named = module.named_modules(remove_duplicate=False)  # a part of it may be loaded by itself
+    found = {name: {**known_attributes(child), **marked_sizes(child)} for name, child in named}
     return {name: attributes for name, attributes in found.items() if attributes}
 
 
 def set_attributes_of(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
     """Set attributes that :func:`attributes_of` returned, where the module still has them."""
-    modules = dict(module.named_modules())
+    modules = dict(module.named_modules(remove_duplicate=False))
     for name, values in attributes.items():
         if name not in modules:
             continue

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_taylor_prune.errors import PlanError, VerificationError
 from lightning_taylor_prune.groups.groups import ChannelGroups
-from lightning_taylor_prune.modules.rewrite import is_rewritten, rewrite_, rewritten
+from lightning_taylor_prune.modules.rewrite import is_rewritten, rewrite_, rewritten, unrewrite_
 from lightning_taylor_prune.modules.sizes import mark_sizes
 from lightning_taylor_prune.modules.updates import AttributeUpdate, attribute_updates
 from lightning_taylor_prune.plan import Cut, PruningPlan
@@ -234,7 +234,7 @@ def _rewrite(network: nn.Module, plan: PruningPlan, transaction: Transaction) ->
     for name in plan.groups.analysis.changes.rewritten:
         module = network.get_submodule(name)
         if not is_rewritten(module):
-            transaction.change(module, partial(rewrite_, module))
+            transaction.do(partial(rewrite_, module), partial(unrewrite_, module))
 
 
 def _mark_sizes(network: nn.Module, plan: PruningPlan, transaction: Transaction) -> None:

@@ -127,8 +127,13 @@ def excluded_groups(groups: ChannelGroups, patterns: Iterable[str]) -> set[str]:
     Raises:
         ArgumentError: A pattern matches no layer.
     """
-    layers = {g.name: {layer_name(s.tensor) for s in g.slices if s.role == "writer"} | {g.name} for g in groups}
-    known = {name for names in layers.values() for name in names} | {entry.name for entry in groups.locked}
+    called = _names_of_layers(groups)
+    layers = {
+        g.name: {n for s in g.slices if s.role == "writer" for n in called[layer_name(s.tensor)]} | {g.name}
+        for g in groups
+    }
+    known = {name for names in layers.values() for name in names}
+    known |= {name for entry in groups.locked for name in called[entry.name]}
     for pattern in patterns:
         if not any(matches(name, pattern) for name in known):
             raise ArgumentError(
@@ -140,6 +145,18 @@ def excluded_groups(groups: ChannelGroups, patterns: Iterable[str]) -> set[str]:
         for group, names in layers.items()
         if any(matches(name, pattern) for name in names for pattern in patterns)
     }
+
+
+def _names_of_layers(groups: ChannelGroups) -> dict[str, set[str]]:
+    """Return all names of every layer, one under which a tied weight is found as well, by each of them."""
+    same: dict[int, set[str]] = {}
+    tensors = groups.structure.propagation.traces[0].tensors
+    for name, tensor in tensors.items():
+        same.setdefault(id(tensor), set()).add(layer_name(name))
+    called: dict[str, set[str]] = {}
+    for name, tensor in tensors.items():
+        called.setdefault(layer_name(name), set()).update(same[id(tensor)])
+    return called
 
 
 def matches(name: str, pattern: str) -> bool:

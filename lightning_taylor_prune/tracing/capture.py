@@ -35,6 +35,7 @@ class CallRecorder:
         self.root = root
         self._calls: dict[Any, Call] = {}
         self._outermost: dict[Any, None] = {}
+        self._called_by: dict[str, dict[str, None]] = {}
         self._running: list[str] = []
         self._tensors: dict[int, list[str]] = {}
         self._uses: dict[int, set[tuple[str, ...]]] = {}
@@ -42,9 +43,9 @@ class CallRecorder:
         self._handles = []
         for name, tensor in named_tensors(root):
             self._tensors.setdefault(id(tensor), []).append(name)
+        watched = {*(root if target is None else root.get_submodule(target)).modules()}
         for name, module in root.named_modules():
-            inside = target is None or name == target or name.startswith(f"{target}.")
-            if inside and any(True for _ in module.parameters()):
+            if module in watched and any(True for _ in module.parameters()):
                 self._handles.append(module.register_forward_pre_hook(self._pre_hook(name), with_kwargs=True))
                 self._handles.append(module.register_forward_hook(self._post_hook, always_call=True))
 
@@ -57,10 +58,9 @@ class CallRecorder:
         """The calls of one module so far, each signature once."""
         return [call for call in self._calls.values() if call.module == module]
 
-    @property
-    def called(self) -> list[str]:
-        """Names of the modules that were called, in the order of their first calls."""
-        return list(dict.fromkeys(call.module for call in self._calls.values()))
+    def called_by(self, module: str) -> list[str]:
+        """Names of the modules that one called itself, in the order of their first calls."""
+        return list(self._called_by.get(module, ()))
 
     def used_outside(self, modules: Iterable[str]) -> tuple[str, ...]:
         """Return names of the parameters and buffers that were also used while none of some modules was running."""
@@ -100,6 +100,8 @@ class CallRecorder:
             if key is not None:
                 self._outermost[key] = None
             self._noting.enter_context(_NoteUses(self._note_use))
+        else:
+            self._called_by.setdefault(self._running[-1], {})[call.module] = None
         self._running.append(call.module)
 
     def _record(self, call: Call) -> Any:

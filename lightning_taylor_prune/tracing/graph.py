@@ -108,7 +108,7 @@ class _GraphBuilder:
             return value
         if (node := self._find(value)) is not None:
             return node
-        with self._trace.graph.inserting_before(next(iter(self._trace.graph.nodes))):
+        with self._trace.graph.inserting_before():  # at the very beginning
             return self._placeholder(value, "constant", True)
 
     def _module_name(self) -> str:

@@ -72,6 +72,9 @@ class Trace:
         ops: The operator nodes in the order of execution.
         outputs: Nodes whose values the network returns, or stores in attributes of its modules.
         is_parameter: Names of the tensors that are parameters, not buffers.
+        aliases: All names of the modules that have several, by the first of them.
+        resized: Fake tensors of other shapes, from the last verification.
+        replay: Per operator, its last call while verifying and what came of it.
     """
 
     call: Call
@@ -82,6 +85,13 @@ class Trace:
     ops: list[Node] = field(default_factory=list)
     outputs: list[Node] = field(default_factory=list)
     is_parameter: frozenset[str] = frozenset()
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    resized: dict[str, Tensor] = field(default_factory=dict)
+    replay: dict[int, Any] = field(default_factory=dict)
+
+    def names_of(self, module: str) -> tuple[str, ...]:
+        """Return all names of a module, given the first of them."""
+        return self.aliases.get(module, (module,))
 
     def signature(self) -> list[Any]:
         """Return operators, arguments and shapes, without operators on 0-d tensors only (step counters).
@@ -112,6 +122,7 @@ def fake_trace(
         mode=mode,
         tensors=_fake_tensors(root, mode, shapes or {}),
         is_parameter=frozenset(name for name, _ in root.named_parameters()),
+        aliases=_aliases(root),
     )
 
 
@@ -122,8 +133,7 @@ def run(root: nn.Module, recorded: Trace, tensors: Mapping[str, Tensor], on_call
         The result, and the values that the forward pass stored in attributes of its modules.
     """
     module = root.get_submodule(recorded.call.module)
-    prefix = f"{recorded.call.module}." if recorded.call.module else ""
-    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    own = _tensors_below(module, recorded.call.module, tensors)
     with untouched(root) as leaked:
         for name, submodule in root.named_modules():
             submodule.training = recorded.training[name]
@@ -133,13 +143,34 @@ def run(root: nn.Module, recorded: Trace, tensors: Mapping[str, Tensor], on_call
             # Code that draws random numbers in Python (LayerDrop, say) must take the same path in every run.
             random.seed(0)
             np.random.seed(0)
-            result = functional_call(module, own, recorded.call.args, dict(recorded.call.kwargs))
+            result = functional_call(module, own, recorded.call.args, dict(recorded.call.kwargs), tie_weights=False)
     return result, leaked
 
 
 def training_flags(root: nn.Module) -> dict[str, bool]:
-    """Return the training flag of every module by qualified name."""
-    return {name: module.training for name, module in root.named_modules()}
+    """Return the training flag of every module by qualified name, by each of them where it has several."""
+    return {name: module.training for name, module in root.named_modules(remove_duplicate=False)}
+
+
+def _tensors_below(module: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a module by names relative to it: those of a module that has several names, once.
+
+    ``functional_call`` swaps a tensor for every name, and would keep the fake one for the old one the second time; so
+    it is not left to find out by itself which are tied.
+    """
+    prefix = f"{name}." if name else ""
+    owners = dict(module.named_modules())
+    own = [
+        f"{n}." * bool(n) + leaf for n, m in owners.items() for table in (m._parameters, m._buffers) for leaf in table
+    ]
+    return {n: tensors[prefix + n] for n in own if prefix + n in tensors}
+
+
+def _aliases(root: nn.Module) -> dict[str, tuple[str, ...]]:
+    names: dict[int, list[str]] = {}
+    for name, module in root.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return {several[0]: tuple(several) for several in names.values() if len(several) > 1}
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ network is recorded while it really runs: how every module is called, and where 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -40,8 +40,9 @@ class TraceableSubmodules:
 
 def traceable_submodules(recorder: CallRecorder) -> TraceableSubmodules:
     """Find the largest submodules of which every recorded call can be traced."""
-    outermost = dict.fromkeys(call.module for call in recorder.calls)
-    calls = tuple(as_submodule(c) for name in outermost for c in _traceable(recorder, name, with_itself=False))
+    seen: set[str] = set()
+    called = [n for name in dict.fromkeys(call.module for call in recorder.calls) for n in recorder.called_by(name)]
+    calls = tuple(as_submodule(c) for name in called for c in _traceable(recorder, name, seen))
     return TraceableSubmodules(calls, recorder.used_outside(call.module for call in calls))
 
 
@@ -82,13 +83,17 @@ def run_for_real(root: nn.Module, call: Call, training: bool | None = None) -> N
                 buffer.copy_(content)
 
 
-def _traceable(recorder: CallRecorder, name: str, with_itself: bool = True) -> Iterator[Call]:
+def _traceable(recorder: CallRecorder, name: str, seen: set[str]) -> Iterator[Call]:
+    """Yield the calls of a module, or else of those that it calls: a module may lie elsewhere by its first name."""
+    if name in seen:
+        return
+    seen.add(name)
     own = recorder.calls_of(name)
-    if with_itself and all(_can_be_traced(recorder.root, call) for call in own):
+    if all(_can_be_traced(recorder.root, call) for call in own):
         yield from own
         return
-    for child in _nearest(_below(name, recorder.called)):
-        yield from _traceable(recorder, child)
+    for called in recorder.called_by(name):
+        yield from _traceable(recorder, called, seen)
 
 
 def _can_be_traced(root: nn.Module, call: Call) -> bool:
@@ -97,13 +102,3 @@ def _can_be_traced(root: nn.Module, call: Call) -> bool:
     except TraceError:
         return False
     return True
-
-
-def _below(name: str, names: Iterable[str]) -> list[str]:
-    """Return the names of the modules inside one."""
-    return [n for n in names if n and n != name and (not name or n.startswith(f"{name}."))]
-
-
-def _nearest(names: Sequence[str]) -> list[str]:
-    """Return the names that lie inside none of the others."""
-    return [n for n in names if not any(n.startswith(f"{other}.") for other in names)]

@@ -126,7 +126,9 @@ def test_nothing_locks_but_the_output(make) -> None:
 def test_class_and_keys_stay(make) -> None:
     model = pruned(make)
     whole = build(make)
-    assert (type(model), list(model.state_dict())) == (type(whole), list(whole.state_dict()))
+    assert list(model.state_dict()) == list(whole.state_dict())
+    assert isinstance(model, type(whole))
+    assert type(model).__name__ == type(whole).__name__
 
 
 @kinds
@@ -167,6 +169,19 @@ def test_it_is_exported() -> None:
     model = pruned(Slices).eval()
     exported = torch.export.export(model, (EXAMPLE.double(),)).module()
     assert torch.equal(exported(EXAMPLE.double()), model(EXAMPLE.double()))
+
+
+@kinds
+def test_it_is_traced_by_fx(make) -> None:
+    model = pruned(make).eval()
+    assert torch.equal(torch.fx.symbolic_trace(model)(EXAMPLE.double()), model(EXAMPLE.double()))
+
+
+@kinds
+def test_it_is_scripted(make) -> None:
+    model = pruned(make).eval()
+    torch.jit.script(build(make))  # as the original is
+    assert torch.equal(torch.jit.script(model)(EXAMPLE.double()), model(EXAMPLE.double()))
 
 
 @pytest.mark.parametrize("make", [Splits, Slices, Views, nested], ids=["split", "slice", "view", "nested"])
