@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,14 +49,24 @@ def test_an_empty_plan_is_false(groups: ChannelGroups, nothing: Mapping[str, Seq
         ({"0": [2, 10]}, r"`0` has the channels 0 ... 9, but the plan removes \(2, 10\)"),
         ({"0": [-1]}, r"`0` has the channels 0 ... 9, but the plan removes \(-1,\)"),
         ({"0": list(range(10))}, r"removes all 10 channels of group `0`; at least one must be kept"),
+        ({"0": [1.0]}, r"Expected positions \(ints\) or a bool for every unit of group `0`, but got 1.0"),
+        ({"0": "12"}, r"for every unit of group `0`, but got '1'"),
+        ({"0": [True, 2]}, r"for every unit of group `0`, but got True"),
+        ({"0": np.array([0.5, 1.0])}, r"for every unit of group `0`, but got 0.5"),
+        ({"0": [True] * 9}, r"Expected 10 bools for group `0`, one per unit, but got 9"),
     ],
-    ids=["missing_group", "too_large", "negative", "all"],
+    ids=["missing_group", "too_large", "negative", "all", "float", "text", "mixed", "array", "short_mask"],
 )
 def test_impossible_plans_are_refused_by_name(
     groups: ChannelGroups, removed: Mapping[str, Sequence[int]], message: str
 ) -> None:
     with pytest.raises(PlanError, match=message):
         groups.plan(removed)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor], ids=["list", "numpy", "torch"])
+def test_a_bool_for_every_unit_marks_what_is_removed(groups: ChannelGroups, kind: Callable[..., Any]) -> None:
+    assert groups.plan({"0": kind([i in (2, 5) for i in range(10)])}).removed == {"0": (2, 5)}
 
 
 def test_cuts_come_tensor_by_tensor(groups: ChannelGroups) -> None:

@@ -12,8 +12,8 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "READ
 
 @pytest.mark.parametrize(
     ("number", "last_line"),
-    [(0, "72"), (2, "Cost("), (3, "6 6 gains 6")],
-    ids=["callback in a Trainer", "without a Trainer", "your own operators and modules"],
+    [(0, "72"), (2, "[64, 64] None"), (3, "Cost("), (4, "6 6 gains 6")],
+    ids=["callback in a Trainer", "a loop of your own", "the parts by themselves", "your own operators and modules"],
 )
 def test_snippet_runs(number: int, last_line: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(SNIPPETS[number], f"README.md, snippet {number}", "exec"), {"__name__": "snippet"})

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
+from lightning_taylor_prune.errors import PlanError
 from lightning_taylor_prune.groups.families import Family
 from lightning_taylor_prune.groups.shapes import KeepMask
 from lightning_taylor_prune.plan import Indices
@@ -81,3 +82,35 @@ class ChannelGroup:
     def slices(self) -> tuple[Slice, ...]:
         """Every axis of every tensor that the group touches, in the order of the network's tensors."""
         return tuple(self._find_slices(self))
+
+    def positions_of(self, removed: Iterable[Any]) -> tuple[int, ...]:
+        """Return the positions of units to remove, sorted, each once.
+
+        Args:
+            removed: Positions, or a bool for every unit.
+
+        Raises:
+            PlanError: A value is no position of this group, or all units would be removed.
+        """
+        values = [value.item() if hasattr(value, "item") else value for value in removed]
+        if values and all(isinstance(value, bool) for value in values):
+            if len(values) != self.num_channels:
+                raise PlanError(
+                    f"Expected {self.num_channels} bools for group `{self.name}`, one per unit, but got {len(values)}."
+                )
+            values = [position for position, value in enumerate(values) if value]
+        wrong = [value for value in values if isinstance(value, bool) or not isinstance(value, int)]
+        if wrong:
+            raise PlanError(
+                f"Expected positions (ints) or a bool for every unit of group `{self.name}`, but got {wrong[0]!r}."
+            )
+        positions = tuple(sorted(set(values)))
+        if positions and not 0 <= positions[0] <= positions[-1] < self.num_channels:
+            raise PlanError(
+                f"Group `{self.name}` has the channels 0 ... {self.num_channels - 1}, but the plan removes {positions}."
+            )
+        if len(positions) == self.num_channels:
+            raise PlanError(
+                f"The plan removes all {len(positions)} channels of group `{self.name}`; at least one must be kept."
+            )
+        return positions

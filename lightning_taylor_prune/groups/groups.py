@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -182,28 +182,21 @@ class ChannelGroups:
         """Number of convolution filters now that belong to some group."""
         return sum(int((units >= 0).sum()) for axis, units in self.axes("writer") if len(self.shapes[axis.tensor]) > 2)
 
-    def plan(self, removed: Mapping[str, Sequence[int]]) -> PruningPlan:
+    def plan(self, removed: Mapping[str, Iterable[Any]]) -> PruningPlan:
         """Make a plan by hand.
 
         Args:
-            removed: Group name -> positions of the units to remove, ``0 ... num_channels - 1`` as they stand now.
+            removed: Group name -> positions of the units to remove, ``0 ... num_channels - 1`` as they stand now: ints,
+                or a bool for every unit, ``True`` where it is to be removed (as in ``scores < threshold``).
 
         Raises:
             PlanError: A group or position does not exist, or a group would have no channels.
         """
-        chosen = {name: tuple(sorted({int(u) for u in units})) for name, units in removed.items() if len(units)}
+        positions = {name: self[name].positions_of(units) for name, units in removed.items()}
+        chosen = {name: units for name, units in positions.items() if units}
         kept = self.kept.copy()
         for name, units in chosen.items():
-            group = self[name]
-            if units[0] < 0 or units[-1] >= group.num_channels:
-                raise PlanError(
-                    f"Group `{name}` has the channels 0 ... {group.num_channels - 1}, but the plan removes {units}."
-                )
-            if len(units) == group.num_channels:
-                raise PlanError(
-                    f"The plan removes all {len(units)} channels of group `{name}`; at least one must be kept."
-                )
-            kept[group.roots[list(units)]] = False
+            kept[self[name].roots[list(units)]] = False
         return PruningPlan(chosen, tuple(self._cuts(kept)), self)
 
     def _cuts(self, kept: KeepMask) -> Iterator[Cut]:

@@ -56,6 +56,16 @@ def register_module_update(
 
     Raises:
         ValueError: A type has an update already.
+
+    Example:
+        >>> class Scaled(nn.Linear):
+        ...     def __init__(self, c_in, c_out):
+        ...         super().__init__(c_in, c_out)
+        ...         self.label = f"{c_out} outputs"
+        >>> @register_module_update(Scaled)
+        ... def scaled_update(module, cuts):
+        ...     kept = len(cuts[0].keep) if 0 in cuts else module.out_features
+        ...     return {"out_features": kept, "label": f"{kept} outputs"}
     """
 
     def decorate(update: ModuleUpdate) -> ModuleUpdate:

@@ -49,6 +49,13 @@ def prune_(
     Raises:
         PlanError: The plan does not fit the network.
         VerificationError: The network's code contradicts the plan; nothing was changed.
+
+    Example:
+        >>> from lightning_taylor_prune import find_groups
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> groups = prune_(net, find_groups(net, torch.zeros(1, 3, 8, 8)).plan({"0": [1, 5]}))
+        >>> net[0].out_channels, net[2].in_channels, groups["0"].num_channels
+        (6, 6, 6)
     """
     refuse_wrappers(model)
     check_fit(model, plan)
