@@ -8,8 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lightning_taylor_prune import PruningError, find_groups
-from recipes.data import ImageData
 from recipes.errors import RecipeError
+from recipes.image_data import ImageData
 from recipes.models import ImageClassifier
 
 STAGES = ("train", "prune", "retrain", "compare")

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from lightning_taylor_prune import measure_cost, measure_latency
 from lightning_taylor_prune.cost import filters_per_layer
 from lightning_taylor_prune.report import GroupResult, Latency, NetworkResult, Progress
-from recipes.data import ImageData
+from recipes.image_data import ImageData
 from recipes.models import ImageClassifier
 
 LATENCY_BATCH, LATENCY_REPEATS = 32, 40

@@ -20,9 +20,9 @@ from rich.console import Console
 from torch import nn
 
 from lightning_taylor_prune.callbacks import PruningFigures, end_run
-from recipes.data import ImageData
 from recipes.errors import RecipeError
 from recipes.folder import RunFolder
+from recipes.image_data import ImageData
 from recipes.interrupts import Resumable
 from recipes.models import ImageClassifier
 

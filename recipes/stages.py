@@ -20,8 +20,8 @@ from lightning_taylor_prune.report.page import write_report
 from recipes import evaluation
 from recipes.checks import check_network, check_values, chosen_stages
 from recipes.command import command_line
-from recipes.data import ImageData
 from recipes.folder import ORIGINAL, OUTCOME, PRUNED, PRUNING, RESULTS, RETRAINED, TEST, RunFolder, digest, write_json
+from recipes.image_data import ImageData
 from recipes.interrupts import Interrupted
 from recipes.recipe import Recipe, on_rank_zero, say
 from recipes.weights import load_weights

@@ -6,7 +6,8 @@ from torch.utils.data import TensorDataset
 
 from lightning_taylor_prune.cost import filters_per_layer
 from recipes import evaluation
-from recipes.data import DigitsData, ImageData
+from recipes.data import DigitsData
+from recipes.image_data import ImageData
 from recipes.models import ResNet
 
 

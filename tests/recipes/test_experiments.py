@@ -42,7 +42,7 @@ def colours(tmp_path):
     return tmp_path / "images"
 
 
-def left(cfg):
+def kept_numbers(cfg):
     content = torch.load(Path(cfg.output_dir) / RETRAINED, weights_only=True)
     return sum(tensor.numel() for tensor in content["state_dict"].values())
 
@@ -63,7 +63,7 @@ def test_cifar10(experiment, monkeypatch, compose_recipe):
         tensor.numel() for tensor in stages.instantiate(cfg.model, in_channels=3, num_classes=10).state_dict().values()
     )
     stages.run(cfg)
-    assert left(cfg) < before
+    assert kept_numbers(cfg) < before
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_imagenet_resnet50(colours, compose_recipe):
     small = ("data.image_size=64", "data.resize=72", "weights=null")
     cfg = compose_recipe("experiment=imagenet_resnet50", f"data.root={colours}", *small, *FEW, *ON_CPU)
     stages.run(cfg)
-    assert left(cfg) < 23_500_000
+    assert kept_numbers(cfg) < 23_500_000
 
 
 def test_finetune_imagefolder(colours, monkeypatch, compose_recipe):
@@ -90,7 +90,7 @@ def test_finetune_imagefolder(colours, monkeypatch, compose_recipe):
     assert asked == [torchvision.models.ResNet18_Weights.IMAGENET1K_V1]
     original = torch.load(Path(cfg.output_dir) / "original.pt", weights_only=True)["state_dict"]
     assert torch.equal(original["bn1.bias"], trained.bn1.bias) and original["fc.weight"].shape == (3, 512)
-    assert left(cfg) < 11_170_000
+    assert kept_numbers(cfg) < 11_170_000
 
 
 def test_every_experiment_is_run_here():
