@@ -1,4 +1,4 @@
-"""One HTML page that tells how a pruning run went, and holds all it shows.
+"""One HTML page that shows what a pruning run did, and holds all it shows.
 
 Needs ``pip install lightning-taylor-prune[report]``.
 """

@@ -30,7 +30,7 @@ def removed(scores: Any, count: int, **options: Any) -> dict[str, tuple[int, ...
     return dict(select(GROUPS, torch.as_tensor(scores, dtype=torch.float64), count, **options).removed)
 
 
-def left(plan: Any) -> dict[str, int]:
+def kept(plan: Any) -> dict[str, int]:
     return {g.name: g.num_channels for g in GROUPS.after(plan)}
 
 
@@ -38,13 +38,13 @@ def test_the_groups_are_as_described() -> None:
     assert {g.name: (g.num_channels, g.width) for g in GROUPS} == {"0": (6, 1), "2": (10, 1), "4": (4, 2)}
 
 
-def test_lowest_scores_go_wherever_they_are() -> None:
+def test_lowest_scores_are_removed_wherever_they_are() -> None:
     scores = torch.arange(20.0)
     scores[[3, 8, 17]] = torch.tensor([-3.0, -2.0, -1.0])
     assert removed(scores, 3) == {"0": (3,), "2": (2,), "4": (1,)}
 
 
-def test_ties_go_to_the_earlier_group_and_channel() -> None:
+def test_of_equal_scores_the_earlier_group_and_channel_is_removed() -> None:
     assert removed(torch.zeros(20), 2) == {"0": (0, 1)}
 
 
@@ -67,7 +67,7 @@ def test_nan_is_never_chosen() -> None:
     ids=["min_channels", "max_pruning_ratio", "round_to", "exclude", "exclude pattern", "exclude a coupled layer"],
 )
 def test_constraint_holds_when_everything_is_asked_for(options: dict[str, Any], expected: dict[str, int]) -> None:
-    assert left(select(GROUPS, torch.rand(20), 20, **options)) == expected
+    assert kept(select(GROUPS, torch.rand(20), 20, **options)) == expected
 
 
 def test_max_pruning_ratio_counts_from_the_original_size() -> None:
@@ -76,7 +76,7 @@ def test_max_pruning_ratio_counts_from_the_original_size() -> None:
     assert {g.name: g.num_channels for g in once.after(again)} == {"0": 3, "2": 5, "4": 2}
 
 
-def test_a_block_larger_than_the_step_goes_by_itself() -> None:
+def test_a_block_larger_than_the_step_is_removed_by_itself() -> None:
     assert len(select(GROUPS, torch.arange(20.0), 1, round_to=8, exclude=["0", "4"])) == 2
 
 
@@ -87,7 +87,7 @@ def test_a_block_larger_than_the_step_goes_by_itself() -> None:
     min_channels=st.integers(1, 4),
 )
 @settings(max_examples=60, deadline=None)
-def test_no_unit_stays_that_scores_below_one_that_leaves_in_its_group(
+def test_no_unit_is_kept_that_scores_below_a_removed_one_of_its_group(
     scores: list[float], count: int, round_to: int, min_channels: int
 ) -> None:
     plan = select(
@@ -95,8 +95,8 @@ def test_no_unit_stays_that_scores_below_one_that_leaves_in_its_group(
     )
     for group in GROUPS:
         own = np.array(scores)[group.first_unit : group.first_unit + group.num_channels]
-        gone = np.isin(np.arange(len(own)), plan.removed.get(group.name, ()))
-        assert not gone.any() or own[gone].max() <= own[~gone].min()
+        taken = np.isin(np.arange(len(own)), plan.removed.get(group.name, ()))
+        assert not taken.any() or own[taken].max() <= own[~taken].min()
 
 
 @given(fraction=st.floats(0.05, 1.0), cost=st.sampled_from(["params", "macs", "filters"]), seed=st.integers(0, 99))
@@ -116,7 +116,7 @@ def test_a_target_is_never_overshot(fraction: float, cost: str, seed: int) -> No
         (20, Constraints(), "nothing_left"),
         (9, Constraints(stop_at={"params": 0.9}), "target"),
     ],
-    ids=["enough", "nothing left", "target"],
+    ids=["enough", "nothing more to remove", "target"],
 )
 def test_reason_for_fewer_units(count: int, options: Constraints, reason: str | None) -> None:
     assert choose(GROUPS, torch.arange(20.0), count, options).reason == reason
