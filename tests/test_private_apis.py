@@ -86,6 +86,34 @@ def failing_operator_is_logged_under_the_name_of_fake_tensors_module() -> None:
     assert [record.name for record in said] == [log.name]
 
 
+@relies_on("torch.utils._mode_utils")
+def modes_are_off_inside_no_dispatch() -> None:
+    with torch._subclasses.FakeTensorMode(), torch.utils._mode_utils.no_dispatch():
+        assert type(torch.ones(2)) is torch.Tensor
+
+
+@relies_on("_flat_weights", "_flat_weight_refs")
+def recurrent_layers_make_their_lists_of_weights_anew() -> None:
+    layer = nn.LSTM(3, 4)
+    before = list(layer._flat_weights)
+    layer.weight_ih_l0 = nn.Parameter(torch.zeros(16, 3))
+    assert layer._flat_weights[0] is layer.weight_ih_l0 and before[0] is not layer.weight_ih_l0
+    assert len(layer._flat_weight_refs) == 4
+
+
+@relies_on("torch.ops.aten._cudnn_rnn")
+def cudnn_layers_have_an_operator_of_their_own() -> None:
+    assert torch.ops.aten._cudnn_rnn.default._schema.arguments[1].name == "weight"
+
+
+@relies_on("torch.ops.aten._pack_padded_sequence", "torch.ops.aten._pad_packed_sequence")
+def packed_sequences_are_packed_and_padded_by_operators() -> None:
+    x = torch.arange(6.0).reshape(3, 2, 1)
+    data, sizes = torch.ops.aten._pack_padded_sequence(x, torch.tensor([3, 3]), False)
+    again, _ = torch.ops.aten._pad_packed_sequence(data, sizes, False, 0.0, 3)
+    assert torch.equal(again, x)
+
+
 @relies_on("DataDependentOutputException")
 def reading_a_value_of_a_fake_tensor_raises_what_is_explained() -> None:
     with torch._subclasses.FakeTensorMode(), pytest.raises(fake_tensor.DataDependentOutputException):
@@ -623,11 +651,20 @@ def test_private_api_does_what_the_package_needs(check: Callable[[], None]) -> N
 
 PACKAGE = Path(lightning_taylor_prune.__file__).parent
 
-OURS = {"_hard_coded", "_sizes_that_follow_pruning", "_pixels"}
+OURS = {
+    "_hard_coded",
+    "_sizes_that_follow_pruning",
+    "_pixels",
+    "_own_class",
+    "_code",
+    "_forward_in_training",
+    "_forward_in_evaluation",
+    "_close",
+}
 """Attributes that the package itself puts on objects of others."""
 
-DOCUMENTED = {"_getframe", "_replace"}
-"""Of Python: `sys._getframe`, `namedtuple._replace`."""
+DOCUMENTED = {"_getframe", "_make", "_replace"}
+"""Of Python: `sys._getframe`, `namedtuple._make` and `_replace`."""
 
 
 def is_private(name: str) -> bool:

@@ -73,10 +73,10 @@ class Dying(TaylorPruningCallback):
         super().__init__(**kwargs)
         self.rank = rank
 
-    def _choose(self, scores: Any, ranks: Any) -> Any:
-        if self.rank == ranks.rank and self.history:
+    def _prune(self, trainer: Any, pl_module: Any) -> None:
+        if self.rank == trainer.global_rank and self.history:
             os._exit(1)
-        return super()._choose(scores, ranks)
+        super()._prune(trainer, pl_module)
 
 
 def same(results: list[dict[str, Any]]) -> bool:

@@ -97,7 +97,7 @@ def test_default_logger_is_tensorboard_and_csv(compose_recipe):
 
 @pytest.mark.parametrize("override", ["criterion=magnitude", "pruning.criterion=magnitude"])
 def test_criterion_by_file_or_by_value(override):
-    assert instantiate(composed(override).pruning).criterion == "magnitude"
+    assert instantiate(composed(override).pruning).settings.criterion == "magnitude"
 
 
 def test_worked_example_is_the_one_of_the_paper_trail():
