@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_taylor_prune.callbacks.loggers import log_figure
 from lightning_taylor_prune.callbacks.loss_curve import LossCurve
 from lightning_taylor_prune.callbacks.pruning import TaylorPruningCallback
+from lightning_taylor_prune.callbacks.resume import LIGHTNINGS
 from lightning_taylor_prune.callbacks.status import progress_of
 from lightning_taylor_prune.report import Progress
 
@@ -115,6 +116,10 @@ class PruningFigures(Callback):
         self._drawn, self.metrics_before = dict(state_dict["drawn"]), dict(state_dict["metrics_before"])
         if self._own_curve and "curve" in state_dict:
             self.curve.load_state_dict(state_dict["curve"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return everything but the module's methods: copies and pickles hold no network."""
+        return {name: value for name, value in vars(self).items() if name not in LIGHTNINGS}
 
     def _draw_new(self, trainer: Trainer, at_least: int) -> None:
         """Draw where there are new prunes, in sufficient number."""

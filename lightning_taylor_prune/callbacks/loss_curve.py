@@ -10,6 +10,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lightning_taylor_prune.callbacks.resume import LIGHTNINGS
+
 READ_AT_ONCE = 256  # losses that wait on their device for one common copy
 
 
@@ -94,6 +96,11 @@ class LossCurve(Callback):
         self._waiting = []
         self._losses, self._iterations = list(state_dict["losses"]), list(state_dict["iterations"])
         self.every, self._seen = state_dict["every"], state_dict["seen"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return everything but the module and what waits on its device: copies and pickles hold no network."""
+        own = {name: value for name, value in vars(self).items() if name not in LIGHTNINGS}
+        return {**own, "_losses": self.losses, "_waiting": [], "_module": None}
 
     def _forget(self) -> None:
         self.every, self._seen = 1, 0

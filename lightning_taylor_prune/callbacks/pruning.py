@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -22,13 +22,14 @@ from lightning_taylor_prune.callbacks.trainer_compat import (
     warnings_of_first_rank,
     window_correction,
 )
-from lightning_taylor_prune.pruning.constraints import Constraints, check_bool, check_int, check_number
+from lightning_taylor_prune.callbacks.unprunable import OnUnprunable, analysis_and_reason
+from lightning_taylor_prune.pruning.constraints import Constraints, check_bool, check_choice, check_int, check_number
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
 from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.pruning.settings import Settings
-from lightning_taylor_prune.report import filters_table, locked_lines
+from lightning_taylor_prune.report import filters_table
 from lightning_taylor_prune.tracing.call import Call
 
 
@@ -65,6 +66,7 @@ class TaylorPruningCallback(ResumablePruning):
             :func:`~lightning_taylor_prune.criteria.normalize.normalize_scores`.
         rewrite_hard_coded: Prune sizes that stand as numbers in a module's code too, see
             :func:`~lightning_taylor_prune.groups.find.find_groups`.
+        on_unprunable: What to do where nothing can be pruned: ``"warn"`` and train on, or raise an ``"error"``.
         rank_timeout: Under DDP, seconds to wait at a prune for other ranks before giving up with an error.
 
     Attributes:
@@ -97,6 +99,7 @@ class TaylorPruningCallback(ResumablePruning):
         normalize: str | None = None,
         macs_weight: float = 0.0,
         rewrite_hard_coded: bool = False,
+        on_unprunable: OnUnprunable = "warn",
         rank_timeout: float = 600.0,
     ) -> None:
         super().__init__()
@@ -108,6 +111,7 @@ class TaylorPruningCallback(ResumablePruning):
             check_int("max_prunes", 1 if max_prunes is None else max_prunes, at_least=1)
             check_int("start_step", start_step, at_least=0)
             check_bool("validate_after_prune", validate_after_prune)
+            check_choice("on_unprunable", on_unprunable, get_args(OnUnprunable))
             check_number("rank_timeout", rank_timeout, at_least=0)
         self.every_n_steps = every_n_steps
         self.filters_per_prune = filters_per_prune
@@ -115,6 +119,7 @@ class TaylorPruningCallback(ResumablePruning):
         self.start_step = start_step
         self.target = target
         self.validate_after_prune = validate_after_prune
+        self.on_unprunable = on_unprunable
         self.rank_timeout = rank_timeout
         self.settings = settings
 
@@ -149,8 +154,10 @@ class TaylorPruningCallback(ResumablePruning):
             self._intervals = self._intervals_at(trainer.global_step)
             if self.pruner is not None and self.stop_reason is None:  # a second `fit`
                 self.pruner.reopen()
-        elif self._is_waiting and (calls := calls_of_checkpoint(self._resumed, pl_module)) is not None:
+        elif self.pruner is None and (calls := calls_of_checkpoint(self._resumed, pl_module)) is not None:
             self._begin(pl_module, calls)
+            if self.stop_reason is not None:
+                self._close()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Record how the first batch calls the network."""
@@ -170,6 +177,8 @@ class TaylorPruningCallback(ResumablePruning):
             return
         if self.pruner is None:
             self._begin(pl_module)
+        if self.stop_reason is not None:
+            return
         self._scored_step = trainer.global_step
         self._accumulate(trainer, gradient_scale(trainer) * window_correction(trainer))
 
@@ -193,7 +202,7 @@ class TaylorPruningCallback(ResumablePruning):
             if pl_module.automatic_optimization:
                 return  # no backward pass yet: the training step returned None
             self._begin(pl_module)
-        if (intervals := self._intervals_at(step)) > self._intervals:
+        if self.stop_reason is None and (intervals := self._intervals_at(step)) > self._intervals:
             self._intervals = intervals
             self._prune(trainer, pl_module)
 
@@ -223,6 +232,11 @@ class TaylorPruningCallback(ResumablePruning):
 
     # --- what the hooks do --------------------------------------------------------------------------------------
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs to go on."""
+        fresh = {"_module": None, "_ranks": None, "_validation": ValidationRequest()}
+        return {**super().__getstate__(), **fresh, "_first_batch": FirstBatchRecorder(self.target)}
+
     @property
     def _is_waiting(self) -> bool:
         """Whether the network has yet to be analysed."""
@@ -245,19 +259,20 @@ class TaylorPruningCallback(ResumablePruning):
     def _begin(self, pl_module: LightningModule, calls: Sequence[Call] | None = None) -> None:
         """Analyse the network and begin to score it; of one that a checkpoint has pruned, go on with its scores."""
         ranks = self._ranks or Ranks(self.state_key, self.rank_timeout)
+        rewrite = self.settings.rewrite_hard_coded
         with logging_off(pl_module), warnings_of_first_rank():
-            rewrite = self.settings.rewrite_hard_coded
-            groups, original = self._first_batch.analyse(pl_module, ranks, rewrite, self._resumed, calls)
-        with as_misconfiguration():
-            self.pruner = Pruner.of_groups(pl_module, self.settings, groups, original, ranks)
-        if self._resumed:
-            self.pruner.load_progress(self._resumed)
-            self._resumed = {}
-        self.filters_before = groups.unpruned().filters
-        for line in locked_lines(groups):
-            rank_zero_info(line)
-        if not groups.num_units:
-            self._stop("nothing can be pruned: every channel is locked")
+            found, reason = analysis_and_reason(
+                lambda: self._first_batch.analyse(pl_module, ranks, rewrite, self._resumed, calls), self.on_unprunable
+            )
+        if found is not None:
+            with as_misconfiguration():
+                self.pruner = Pruner.of_groups(pl_module, self.settings, *found, ranks)
+            if self._resumed:
+                self.pruner.load_progress(self._resumed)
+                self._resumed = {}
+            self.filters_before = self.pruner.groups.unpruned().filters
+        if reason is not None:
+            self._stop(reason, warn=True)
 
     def _accumulate(self, trainer: Trainer, scale: float, parameters: set[int] | None = None) -> None:
         assert self.pruner is not None

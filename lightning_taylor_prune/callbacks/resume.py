@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_taylor_prune.callbacks.trainer_compat import check_launcher
+from lightning_taylor_prune.callbacks.trainer_compat import averaged_copies, check_launcher
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.pruning.checkpoint import (
     KEY,
@@ -17,6 +18,9 @@ from lightning_taylor_prune.pruning.checkpoint import (
     set_attributes_of,
 )
 from lightning_taylor_prune.pruning.pruner import Pruner
+
+LIGHTNINGS = ("log", "log_dict")
+"""What Lightning hangs on a callback while it trains: methods of the module."""
 
 
 class ResumablePruning(Callback):
@@ -33,7 +37,8 @@ class ResumablePruning(Callback):
         self.pruner: Pruner | None = None
         self.filters_before: dict[str, int] = {}
         self.stop_reason: str | None = None
-        self._load_hook: RemovableHandle | None = None
+        self._load_hooks: list[RemovableHandle] = []
+        self._filters_after: dict[str, int] = {}
         self._resumed: dict[str, Any] = {}
         self._intervals = 0
 
@@ -45,7 +50,7 @@ class ResumablePruning(Callback):
     @property
     def filters_after(self) -> dict[str, int]:
         """Filters of every layer now."""
-        return {} if self.pruner is None else self.pruner.groups.filters
+        return self._filters_after if self.pruner is None else self.pruner.groups.filters
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -61,13 +66,15 @@ class ResumablePruning(Callback):
         """Let the module take a checkpoint's shapes, from before a checkpoint is read."""
         if not is_loadable(pl_module):
             check_launcher(trainer)
-            self._load_hook = make_loadable(pl_module)
+        # A callback listed before this one has copied the module already, without the hook.
+        networks = [pl_module, *averaged_copies(trainer, pl_module)]
+        self._load_hooks += [make_loadable(network) for network in networks if not is_loadable(network)]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take back what `setup` put on the module."""
-        if self._load_hook is not None:
-            self._load_hook.remove()
-            self._load_hook = None
+        for hook in self._load_hooks:
+            hook.remove()
+        self._load_hooks = []
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what the shapes of weights do not tell, for loading without this callback."""
@@ -75,7 +82,8 @@ class ResumablePruning(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Set the attributes that the weights' shapes left open."""
-        set_attributes_of(pl_module, checkpoint.get(KEY, {}).get("attributes", {}))
+        for network in (pl_module, *averaged_copies(trainer, pl_module)):
+            set_attributes_of(network, checkpoint.get(KEY, {}).get("attributes", {}))
 
     def state_dict(self) -> dict[str, Any]:
         """Return where pruning stands, as plain data and tensors."""
@@ -90,6 +98,16 @@ class ResumablePruning(Callback):
         self._close()
         self.pruner, self._resumed = None, dict(state_dict)
         self._intervals, self.stop_reason = state_dict["intervals"], state_dict["stop_reason"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs to go on, as plain data: copies and pickles hold neither the network nor traces."""
+        return {
+            **{name: value for name, value in vars(self).items() if name not in LIGHTNINGS},
+            "pruner": None,
+            "_resumed": copy.deepcopy(self.state_dict()),
+            "_filters_after": dict(self.filters_after),
+            "_load_hooks": [],
+        }
 
     def _close(self) -> None:
         """Remove all hooks from the network."""

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from lightning_taylor_prune.criteria.criterion import ReaderCriterion, register_criterion
 from lightning_taylor_prune.criteria.terms import ParameterSlice, parameter_slices, signed_sums, sum_dtype
 from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.tracing.hooks import OwnHook
 
 
 class ExampleCriterion(ReaderCriterion):
@@ -148,7 +149,7 @@ class PerExampleSums:
         for term in readers:
             terms.setdefault((*layers[id(term.parameter)],), []).append(term)
         self._handles = [
-            module.register_forward_pre_hook(self._watcher(several, axis))
+            module.register_forward_pre_hook(OwnHook(self._watcher(several, axis)))
             for modules, several in terms.items()
             for module in modules
             if (axis := _channel_axis(module, several[0])) is not None

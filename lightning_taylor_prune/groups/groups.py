@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -156,6 +157,14 @@ class ChannelGroups:
         """Number of parameters now; tied ones count once, buffers do not."""
         is_parameter = self.structure.propagation.traces[0].is_parameter
         return sum(int(np.prod(shape)) for name, shape in self.shapes.items() if name in is_parameter)
+
+    @cached_property
+    def locked_share(self) -> float:
+        """Share of the parameters, 0 to 1, in tensors that no unit touches: pruning cannot make them smaller."""
+        touched = {self.structure.propagation.axes[n].tensor for axes in self._axes_of_group.values() for n in axes}
+        is_parameter = self.structure.propagation.traces[0].is_parameter
+        untouched = sum(math.prod(s) for name, s in self.shapes.items() if name in is_parameter and name not in touched)
+        return untouched / max(self.params, 1)
 
     @cached_property
     def macs(self) -> int:

@@ -20,11 +20,12 @@ class PruneOutcome:
         plan: What was removed; empty where nothing was.
         reason: Why fewer units were removed than asked for: ``"target"`` (the next one would undercut ``stop_at``),
             ``"nothing_left"`` (no unit is left within the constraints), ``"no_scores"`` (no minibatch since the last
-            prune had finite gradients); ``None`` if as many were removed as asked for.
+            prune had finite gradients), ``"untraceable"`` (the network does other things now than when it was
+            analysed, and cannot be traced); ``None`` if as many were removed as asked for.
     """
 
     plan: PruningPlan
-    reason: Literal["target", "nothing_left", "no_scores"] | None
+    reason: Literal["target", "nothing_left", "no_scores", "untraceable"] | None
 
     def __bool__(self) -> bool:
         """Whether anything was removed."""

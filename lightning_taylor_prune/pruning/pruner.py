@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_taylor_prune.criteria import CRITERIA, Criterion
 from lightning_taylor_prune.criteria.normalize import normalize_scores, warn_unscored, without_groups
-from lightning_taylor_prune.errors import PlanError, PruningWarning
+from lightning_taylor_prune.errors import PlanError, PruningWarning, TraceError
 from lightning_taylor_prune.groups.dry_run import Divergence
 from lightning_taylor_prune.groups.find import find_groups
 from lightning_taylor_prune.groups.groups import ChannelGroups
@@ -169,13 +169,13 @@ class Pruner:
 
     def reopen(self) -> None:
         """Place the criterion's hooks on the network again, after :meth:`close`."""
-        so_far = self.criterion.state_dict()
-        self._restart_criterion()
-        self.criterion.load_state_dict(so_far)
+        self._restart_criterion(self.criterion.state_dict())
 
-    def _restart_criterion(self) -> None:
+    def _restart_criterion(self, so_far: dict[str, Any] | None = None) -> None:
         self.criterion.close()
         self.criterion = self._new_criterion()
+        if so_far is not None:
+            self.criterion.load_state_dict(so_far)
 
     def prune(
         self,
@@ -192,9 +192,6 @@ class Pruner:
             step: Number of the optimizer step, for the history; by default the number of updates.
             copies: Networks of the same structure (moving averages) that are cut along.
             further_steps: What else belongs to the cut, see :class:`~lightning_taylor_prune.pruning.transaction.Step`.
-
-        Returns:
-            What was removed, and why no more.
         """
         check_int("filters", filters, at_least=1)
         step = self._updates if step is None else step
@@ -209,7 +206,11 @@ class Pruner:
         warn_unscored(raw, self.groups)
         scores = normalize_scores(raw, self.groups, self.settings.normalization, self.settings.macs_weight)
         before = self.groups
-        choice = self._cut(scores, filters, copies, further_steps)
+        try:
+            choice = self._cut(scores, filters, copies, further_steps)
+        except TraceError as error:
+            self._warn(f"Step {step}: no prune, as the network cannot be traced as it is now. {error}")
+            return PruneOutcome(self.groups.plan({}), "untraceable")
         if choice.plan:
             self._restart_criterion()
             row = history_row(choice.plan, before, scores, self._batch_size)
@@ -296,5 +297,4 @@ class Pruner:
         self.refused = set(state["refused"])
         self._updates = state["updates"]
         self.original = OriginalNetwork.from_state_dict(state["original"])
-        self._restart_criterion()
-        self.criterion.load_state_dict(state["scores"])
+        self._restart_criterion(state["scores"])

@@ -24,11 +24,16 @@ def filters_table(before: Mapping[str, int], after: Mapping[str, int], params: i
     return "\n".join([*_aligned([["layer", "before", "after", "kept"], *rows]), f"{params:,} parameters are kept."])
 
 
-def locked_lines(groups: ChannelGroups) -> list[str]:
-    """Return a line for every reason for which channels cannot be removed, with the layers that it concerns."""
+def locked_lines(groups: ChannelGroups, with_outputs: bool = True) -> list[str]:
+    """Return a line for every reason for which channels cannot be removed, with the layers that it concerns.
+
+    Args:
+        groups: The groups.
+        with_outputs: Name the layers that produce the network's outputs, too; these always keep their channels.
+    """
     reasons: dict[str, list[str]] = {}
     for entry in groups.locked:
-        if "is an output of the network" not in entry.reason:
+        if with_outputs or "is an output of the network" not in entry.reason:
             reasons.setdefault(entry.reason, []).append(f"{entry.name} ({entry.num_channels})")
     return [f"Not prunable: {_some(names)}: {reason}" for reason, names in reasons.items()]
 

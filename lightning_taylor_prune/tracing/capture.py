@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from lightning_taylor_prune.tracing.call import Call, current_autocast, tree_fake
+from lightning_taylor_prune.tracing.hooks import OwnHook
 from lightning_taylor_prune.tracing.tensors import named_tensors
 
 _MOST_SIGNATURES = 8
@@ -46,8 +47,8 @@ class CallRecorder:
         watched = {*(root if target is None else root.get_submodule(target)).modules()}
         for name, module in root.named_modules():
             if module in watched and any(True for _ in module.parameters()):
-                self._handles.append(module.register_forward_pre_hook(self._pre_hook(name), with_kwargs=True))
-                self._handles.append(module.register_forward_hook(self._post_hook, always_call=True))
+                self._handles.append(module.register_forward_pre_hook(OwnHook(self._pre_hook(name)), with_kwargs=True))
+                self._handles.append(module.register_forward_hook(OwnHook(self._post_hook), always_call=True))
 
     @property
     def calls(self) -> list[Call]:

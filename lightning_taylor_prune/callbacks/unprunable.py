@@ -1,0 +1,49 @@
+"""Networks of which nothing, or little, can be pruned: say why, and train on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_taylor_prune.errors import TraceError
+from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.pruning.original import OriginalNetwork
+from lightning_taylor_prune.report import locked_lines
+
+OnUnprunable = Literal["warn", "error"]
+Analysed = tuple[ChannelGroups, OriginalNetwork]
+
+MUCH_LOCKED = 0.5
+"""Share of the parameters from which on a warning says that they cannot be pruned, not an information."""
+
+
+def analysis_and_reason(
+    analyse: Callable[[], Analysed], on_unprunable: OnUnprunable
+) -> tuple[Analysed | None, str | None]:
+    """Return the groups, if the network can be analysed, and the reason why nothing can be removed, if that is so.
+
+    Args:
+        analyse: Finds the groups.
+        on_unprunable: ``"error"`` to raise the reason.
+
+    Raises:
+        TraceError: No part of the network can be traced, and that is to be an error.
+        MisconfigurationException: Every channel is locked, and that is to be an error.
+    """
+    try:
+        groups, original = analyse()
+    except TraceError as error:
+        if on_unprunable == "error":
+            raise
+        return None, f"nothing can be pruned. {error}"
+    much = groups.locked_share > MUCH_LOCKED
+    share = f"{groups.locked_share:.0%} of the parameters cannot be pruned."
+    lines = [share, *locked_lines(groups, with_outputs=much or not groups.num_units)]
+    if not groups.num_units and on_unprunable == "error":
+        raise MisconfigurationException("\n".join(lines))
+    if len(lines) > 1:
+        (rank_zero_warn if much else rank_zero_info)("\n".join(lines))
+    return (groups, original), None if groups.num_units else "nothing can be pruned: every channel is locked"
