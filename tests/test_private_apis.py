@@ -712,7 +712,8 @@ def foreign_names(tree: ast.AST, own: set[str]) -> Iterator[str]:
             if node not in within_class and not (_is_self(node.value) and node.attr in own):
                 yield _attribute(node)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and is_private(f".{node.value}"):
-            yield node.value
+            if node.value not in own:
+                yield node.value
         elif isinstance(node, ast.keyword) and node.arg:
             yield node.arg
 

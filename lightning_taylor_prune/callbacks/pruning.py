@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_taylor_prune.callbacks.first_batch import FirstBatchRecorder, calls_of_checkpoint
-from lightning_taylor_prune.callbacks.metrics import log_prune, log_rows, validation_metrics
+from lightning_taylor_prune.callbacks.metrics import log_prune
 from lightning_taylor_prune.callbacks.resume import ResumablePruning
 from lightning_taylor_prune.callbacks.strategies import Rewrap, check_strategy
 from lightning_taylor_prune.callbacks.trainer_compat import (
@@ -113,14 +113,11 @@ class TaylorPruningCallback(ResumablePruning):
             check_bool("validate_after_prune", validate_after_prune)
             check_choice("on_unprunable", on_unprunable, get_args(OnUnprunable))
             check_number("rank_timeout", rank_timeout, at_least=0)
-        self.every_n_steps = every_n_steps
-        self.filters_per_prune = filters_per_prune
-        self.max_prunes = max_prunes
-        self.start_step = start_step
+        self.every_n_steps, self.start_step = every_n_steps, start_step
+        self.filters_per_prune, self.max_prunes = filters_per_prune, max_prunes
         self.target = target
         self.validate_after_prune = validate_after_prune
-        self.on_unprunable = on_unprunable
-        self.rank_timeout = rank_timeout
+        self.on_unprunable, self.rank_timeout = on_unprunable, rank_timeout
         self.settings = settings
 
         self._module: LightningModule | None = None
@@ -136,16 +133,15 @@ class TaylorPruningCallback(ResumablePruning):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work before any data is read."""
+        if stage == "fit":
+            with as_misconfiguration():
+                check_strategy(trainer.strategy)
+                check_target(pl_module, self.target)
+            self._ranks = Ranks(self.state_key, self.rank_timeout)
+            if self._module is not pl_module:
+                self._forget()
+                self._module = pl_module
         super().setup(trainer, pl_module, stage)
-        if stage != "fit":
-            return
-        with as_misconfiguration():
-            check_strategy(trainer.strategy)
-            check_target(pl_module, self.target)
-        self._ranks = Ranks(self.state_key, self.rank_timeout)
-        if self._module is not pl_module:
-            self._forget()
-            self._module = pl_module
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the step count of a training that goes on."""
@@ -210,15 +206,6 @@ class TaylorPruningCallback(ResumablePruning):
         """Give the Trainer its own validation schedule back."""
         self._validation.withdraw(trainer)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note what the network is worth after the last prune."""
-        if trainer.sanity_checking or not self.history or self.history[-1]["metrics"]:
-            return
-        metrics = validation_metrics(trainer)
-        self.history[-1]["metrics"] = metrics
-        row = {f"prune/{name}": value for name, value in metrics.items()}
-        log_rows(trainer, {**row, "prune/count": self.history[-1]["count"]})
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print what has become of every layer."""
         self._validation.withdraw(trainer)
@@ -258,8 +245,7 @@ class TaylorPruningCallback(ResumablePruning):
 
     def _begin(self, pl_module: LightningModule, calls: Sequence[Call] | None = None) -> None:
         """Analyse the network and begin to score it; of one that a checkpoint has pruned, go on with its scores."""
-        ranks = self._ranks or Ranks(self.state_key, self.rank_timeout)
-        rewrite = self.settings.rewrite_hard_coded
+        ranks, rewrite = self._ranks or Ranks(self.state_key, self.rank_timeout), self.settings.rewrite_hard_coded
         with logging_off(pl_module), warnings_of_first_rank():
             found, reason = analysis_and_reason(
                 lambda: self._first_batch.analyse(pl_module, ranks, rewrite, self._resumed, calls), self.on_unprunable

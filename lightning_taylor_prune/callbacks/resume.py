@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_taylor_prune.callbacks.metrics import log_rows, validation_metrics
 from lightning_taylor_prune.callbacks.trainer_compat import averaged_copies, check_launcher
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.pruning.checkpoint import (
@@ -75,6 +76,15 @@ class ResumablePruning(Callback):
         for hook in self._load_hooks:
             hook.remove()
         self._load_hooks = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what the network is worth after the last prune."""
+        if trainer.sanity_checking or not self.history or self.history[-1]["metrics"]:
+            return
+        metrics = validation_metrics(trainer)
+        self.history[-1]["metrics"] = metrics
+        row = {f"prune/{name}": value for name, value in metrics.items()}
+        log_rows(trainer, {**row, "prune/count": self.history[-1]["count"]})
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what the shapes of weights do not tell, for loading without this callback."""
