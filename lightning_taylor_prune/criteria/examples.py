@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from lightning_taylor_prune.criteria.criterion import ReaderCriterion, register_criterion
 from lightning_taylor_prune.criteria.terms import ParameterSlice, parameter_slices, signed_sums, sum_dtype
 from lightning_taylor_prune.groups.groups import ChannelGroups
-from lightning_taylor_prune.tracing.hooks import OwnHook
+from lightning_taylor_prune.tracing.own_hook import OwnHook
 
 
 class ExampleCriterion(ReaderCriterion):

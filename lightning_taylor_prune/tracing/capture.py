@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from lightning_taylor_prune.tracing.call import Call, current_autocast, tree_fake
-from lightning_taylor_prune.tracing.hooks import OwnHook
+from lightning_taylor_prune.tracing.own_hook import OwnHook
 from lightning_taylor_prune.tracing.tensors import named_tensors
 
 _MOST_SIGNATURES = 8
