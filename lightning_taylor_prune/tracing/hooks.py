@@ -62,7 +62,7 @@ class Onlookers:
 def _only_looks_on(hook: Hook, args: Any, kwargs: Any) -> bool:
     """Run a hook on zeros of the same shapes; whether it then returns nothing and changes nothing in place."""
     with _disable_current_modes(), torch.no_grad():
-        real_args, real_kwargs = tree_map_only(FakeTensor, _zeros_like, (args, kwargs))
+        real_args, real_kwargs = tree_map_only(FakeTensor, zeros_for, (args, kwargs))
         leaves = [leaf for leaf in tree_leaves((real_args, real_kwargs)) if isinstance(leaf, Tensor)]
         try:
             result = hook(*real_args, **real_kwargs)
@@ -71,6 +71,7 @@ def _only_looks_on(hook: Hook, args: Any, kwargs: Any) -> bool:
     return result is None and all(leaf._version == 0 for leaf in leaves)
 
 
-def _zeros_like(fake: Tensor) -> Tensor:
+def zeros_for(fake: Tensor) -> Tensor:
+    """Return a real tensor of zeros with the shape, type and device of a fake one."""
     with no_dispatch():
         return torch.zeros(tuple(fake.shape), dtype=fake.dtype, device=fake.device)

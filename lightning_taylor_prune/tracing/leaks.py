@@ -127,7 +127,7 @@ class _Search:
         for holder in referrers:
             if id(holder) not in self._own and not isinstance(holder, FrameType) and not self._take(holder, held):
                 climb.append(holder)
-        climb = [holder for holder in climb if isinstance(holder, tuple) or _is_entry_of_memo(holder)]
+        climb = [holder for holder in climb if isinstance(holder, tuple)]
         if climb and depth < _HIGHEST:
             self.forget(climb, depth + 1)
 
@@ -187,10 +187,6 @@ class _Search:
             PruningWarning,
             stacklevel=2,
         )
-
-
-def _is_entry_of_memo(holder: Any) -> bool:
-    return type(holder).__name__ == "_lru_list_elem"
 
 
 def _memo_of(holder: dict[Any, Any]) -> Any:

@@ -145,7 +145,7 @@ class KnownValues:
                 continue
             if _is_random(func):
                 return None
-            operands = set() if _only_shapes(func) else _storages((args, kwargs))
+            operands = set() if _reads_shapes_only(func) else _storages((args, kwargs))
             steps.append(step)
             written |= changed
             made |= results - operands
@@ -202,10 +202,10 @@ def _is_random(func: Any) -> bool:
 
 
 @functools.cache
-def _only_shapes(func: Any) -> bool:
+def _reads_shapes_only(func: Any) -> bool:
     """Whether an operator asks its operand for its shape, type and device only."""
     name: str = func._schema.name.removeprefix("aten::") if hasattr(func, "_schema") else ""
-    return name.startswith("new_") or name.endswith("_like")
+    return name.startswith("new_") or name.rpartition("_")[2] == "like"
 
 
 _UNKNOWN = object()

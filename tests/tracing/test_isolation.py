@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_taylor_prune.errors import PruningWarning
 from lightning_taylor_prune.groups.find import find_groups
 
 TABLE: dict[int, Tensor] = {}
@@ -105,6 +106,37 @@ def test_the_network_returns_real_tensors_after_its_analysis(name: str) -> None:
     model = Keeping(KEEPERS[name])
     groups = find_groups(model, torch.zeros(2, 6))
     assert (type(model(torch.zeros(2, 6))), [g.name for g in groups]) == (torch.Tensor, ["first"])
+
+
+def yields(function: Callable[[int], Tensor]) -> Any:
+    """Hide a function in a generator, into which nobody looks."""
+    while True:
+        yield function
+
+
+@functools.lru_cache(maxsize=None)
+def hidden_memo(n: int) -> Tensor:
+    return torch.arange(n).float()
+
+
+class Missing(dict[int, Tensor]):
+    def __missing__(self, n: int) -> Tensor:
+        return self.setdefault(n, torch.arange(n).float())
+
+
+def test_a_memo_that_nobody_could_see_is_emptied() -> None:
+    functions = yields(hidden_memo)
+    model = Keeping(lambda n: next(functions)(n))
+    find_groups(model, torch.zeros(2, 6))
+    assert type(model(torch.zeros(2, 6))) is torch.Tensor
+
+
+def test_any_other_holder_is_named() -> None:
+    functions = yields(Missing().__getitem__)
+    model = Keeping(lambda n: next(functions)(n))
+    with pytest.warns(PruningWarning, match="kept a tensor without values.* entry '6' of a dict"):
+        find_groups(model, torch.zeros(2, 6))
+    assert type(model(torch.zeros(2, 6))) is torch.Tensor
 
 
 class Counting(nn.Module):
