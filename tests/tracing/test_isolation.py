@@ -114,7 +114,7 @@ def yields(function: Callable[[int], Tensor]) -> Any:
         yield function
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def hidden_memo(n: int) -> Tensor:
     return torch.arange(n).float()
 
