@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
+import gc
 import io
 import logging
 import re
@@ -55,6 +57,45 @@ def relies_on(*names: str) -> Callable[[Callable[[], None]], Callable[[], None]]
 
 
 # --- torch: fake tensors and dispatch -------------------------------------------------------------------------------
+
+
+@relies_on("_use_count", "_version")
+def tensor_counts_its_owners_and_its_changes() -> None:
+    x = torch.ones(2, requires_grad=True)
+    y = x * 2
+    before = y._use_count(), y._version
+    square = y.square()
+    assert (before, y._use_count() > 1, square.detach().add_(1)._version) == ((1, 0), True, 1)
+
+
+@relies_on("_forward_hooks", "_forward_pre_hooks", "_global_forward_hooks", "_global_forward_pre_hooks")
+def hooks_are_in_tables() -> None:
+    module, everywhere = nn.Linear(1, 1), nn.modules.module
+    own = module.register_forward_hook(print), module.register_forward_pre_hook(print)
+    of_all = everywhere.register_module_forward_hook(print), everywhere.register_module_forward_pre_hook(print)
+    tables = (
+        *(module._forward_hooks, module._forward_pre_hooks),
+        *(everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks),
+    )
+    found = [handle.id in table for handle, table in zip((*own, *of_all), tables, strict=True)]
+    for handle in (*own, *of_all):
+        handle.remove()
+    assert all(found)
+
+
+@relies_on("_lru_cache_wrapper")
+def memo_refers_to_what_it_holds() -> None:
+    kept = [object()]
+    memo = functools.lru_cache(lambda: kept)
+    memo()
+    assert type(memo) is functools._lru_cache_wrapper
+    assert any(holder is memo for holder in gc.get_referrers(kept))
+
+
+@relies_on("torch.utils._python_dispatch._disable_current_modes")
+def modes_can_be_left_for_a_while() -> None:
+    with torch._subclasses.FakeTensorMode(), torch.utils._python_dispatch._disable_current_modes():
+        assert type(torch.ones(2)) is torch.Tensor
 
 
 @relies_on("torch._subclasses")

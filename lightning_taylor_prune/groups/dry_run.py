@@ -14,6 +14,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from lightning_taylor_prune.groups.changes import CodeChanges
+from lightning_taylor_prune.groups.constants import same_numbers, shown
 from lightning_taylor_prune.groups.shapes import KeepMask
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.labels.places import Site
@@ -22,9 +23,10 @@ from lightning_taylor_prune.modules.rewrite import rewritten
 from lightning_taylor_prune.modules.updates import attribute_updates, patched
 from lightning_taylor_prune.plan import Cut
 from lightning_taylor_prune.tracing.fakes import fake_tensor_log_off, resized_fake
-from lightning_taylor_prune.tracing.packing import call_operator
+from lightning_taylor_prune.tracing.leaks import clear_frames
 from lightning_taylor_prune.tracing.recorder import Trace, run, user_line
 from lightning_taylor_prune.tracing.tensors import memory_of
+from lightning_taylor_prune.tracing.values import NEEDS_VALUES, KnownValues, value_of
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,10 @@ class DryRun:
         ):
             for number, trace in enumerate(self._traces):
                 check = _Check(structure, number, counts, self._results[number])
-                if (found := check.run(root, trace, self._cut_tensors(number, structure, counts))) is not None:
+                tensors = self._cut_tensors(number, structure, counts)
+                found = check.run(root, trace, tensors)
+                trace.forget_leaks([tensors, self._tensors[number], self._results[number]])
+                if found is not None:
                     return found
         return None
 
@@ -119,9 +124,18 @@ class _Check:
         self._index = 0
         self._found: str | None = None
         self._arguments: tuple[Any, ...] = ()
+        self._values: KnownValues
 
     def run(self, root: nn.Module, trace: Trace, tensors: Mapping[str, Tensor]) -> Divergence | None:
         """Run the network's code and return the first disagreement."""
+        self._values = KnownValues(trace.mode, tensors, value_of(root, tensors))
+        try:
+            return self._run(root, trace, tensors)
+        finally:
+            self._arguments = ()
+            self._values.forget()
+
+    def _run(self, root: nn.Module, trace: Trace, tensors: Mapping[str, Tensor]) -> Divergence | None:
         try:
             run(root, trace, tensors, self._on_call)
         except _DivergedError as error:
@@ -141,6 +155,7 @@ class _Check:
 
     def _divergence(self, message: str, error: BaseException | None = None) -> Divergence:
         modules, lines = _frames(error)
+        clear_frames(error)
         numbers = frozenset(n for n in tree_leaves(self._arguments) if type(n) is int)
         return Divergence(Site(self._number, min(self._index, len(self._ops) - 1)), message, modules, lines, numbers)
 
@@ -172,10 +187,23 @@ class _Check:
         grad = torch.is_grad_enabled()
         last = self._results.get(index)
         if last is not None and last.fits(func, grad, args, kwargs):
+            self._values.note(func, args, kwargs, last.result)
             return last.result
-        result = _SHORT_CUTS[func](*args, **kwargs) if func in _SHORT_CUTS else call_operator(func, args, kwargs)
+        result = self._answer(index, func, args, kwargs)
+        self._values.note(func, args, kwargs, result)
         self._results[index] = _RecordedCall(func, grad, args, kwargs, result, _layouts(result))
         return result
+
+    def _answer(self, index: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func in _SHORT_CUTS:
+            return _SHORT_CUTS[func](*args, **kwargs)
+        try:
+            return self._values.call(func, args, kwargs)
+        except NEEDS_VALUES:  # of a tensor that is cut: what it was when it was traced
+            answer = self._ops[index].meta["val"]
+            if isinstance(answer, Tensor):
+                raise
+            return answer
 
     def _passes_unchanged(self, index: int) -> bool:
         """Whether an operator only changes the memory layout, and so may be absent when an axis has size 1."""
@@ -185,6 +213,11 @@ class _Check:
         """Fail if a number in the arithmetic depends on how many channels there are: then the values would change."""
         for name in _operands(node.target):
             before, now = (_argument(name, *given) for given in ((node.args, node.kwargs), (args, kwargs)))
+            if isinstance(before, Node) and "constant" in before.meta and not same_numbers(before.meta["val"], now):
+                self._fail(
+                    f"the network's code computes with a constant that follows them: {shown(now)} where it was "
+                    f"{shown(before.meta['val'])} ({describe_operator(node)})"
+                )
             if isinstance(now, (int, float)) and isinstance(before, (int, float)) and now != before:
                 self._fail(
                     f"the network's code computes with a size: expected the number {before} after pruning, got {now} "

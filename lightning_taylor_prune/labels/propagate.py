@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from lightning_taylor_prune.errors import PruningWarning
@@ -163,7 +164,7 @@ class _Run:
             elif node.op == "call_function":
                 self._values[node] = self._call(node)
                 self._depend_on_input(node)
-            if isinstance(self._values.get(node), Labels):
+            if isinstance(self._values.get(node), Labels) and isinstance(node.meta["val"], Tensor):  # or a number
                 self._sharing.setdefault(_storage_of(node), []).append(node)
         why = f"is an output of `{trace.call.module}`, and the code that uses it cannot be traced"
         for node in trace.outputs:

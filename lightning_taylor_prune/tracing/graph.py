@@ -13,9 +13,11 @@ from torch.utils._pytree import tree_map
 
 from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.tracing.call import Call
-from lightning_taylor_prune.tracing.packing import call_operator
+from lightning_taylor_prune.tracing.hooks import Onlookers
+from lightning_taylor_prune.tracing.leaks import clear_frames
 from lightning_taylor_prune.tracing.recorder import Trace, fake_trace, run, source_line, training_flags, user_line
 from lightning_taylor_prune.tracing.tensors import find_tensors, memory_of
+from lightning_taylor_prune.tracing.values import KnownValues, value_of
 
 
 def trace(
@@ -37,22 +39,46 @@ def trace(
     Raises:
         TraceError: The forward pass failed, or depends on the values of tensors.
     """
-    recorded = fake_trace(root, call, training or training_flags(root), shapes)
-    builder = _GraphBuilder(root, recorded)
+    onlookers = Onlookers()
+    while True:
+        known = len(onlookers.ids)
+        recorded = _trace_once(root, call, training or training_flags(root), shapes, onlookers)
+        if len(onlookers.ids) == known:  # else what these hooks began with was recorded
+            return recorded
+
+
+def _trace_once(
+    root: nn.Module,
+    call: Call,
+    training: Mapping[str, bool],
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    onlookers: Onlookers,
+) -> Trace:
+    recorded = fake_trace(root, call, training, shapes)
+    recorded.onlookers = onlookers
+    builder = _GraphBuilder(
+        root, recorded, KnownValues(recorded.mode, recorded.tensors, value_of(root, recorded.tensors))
+    )
     try:
         result, leaked = run(root, recorded, recorded.tensors, builder.record)
+        recorded.outputs = list(dict.fromkeys([*builder.find_nodes(result), *builder.find_computed(leaked)]))
+        del result, leaked
     except Exception as error:
+        clear_frames(error)
+        builder.forget()
+        recorded.forget_leaks([])
         raise TraceError(_explain(error, call), in_forward=True) from error
-    recorded.outputs = list(dict.fromkeys([*builder.find_nodes(result), *builder.find_computed(leaked)]))
     recorded.graph.output(tuple(recorded.outputs))
+    builder.forget()
+    recorded.forget_leaks([])
     return recorded
 
 
 class _GraphBuilder:
     """Turns recorded operators into fx nodes."""
 
-    def __init__(self, root: nn.Module, recorded: Trace) -> None:
-        self._trace = recorded
+    def __init__(self, root: nn.Module, recorded: Trace, values: KnownValues) -> None:
+        self._trace, self._values = recorded, values
         self._nodes: dict[int, Node] = {}
         self._places: dict[Hashable, Node] = {}  # `.data` and some factories return a new object for the same memory
         self._kept: list[Any] = []  # an id is only unique while its tensor exists
@@ -66,7 +92,8 @@ class _GraphBuilder:
     def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operator and append its node."""
         node_args, node_kwargs = tree_map(self._as_node, (args, kwargs))
-        result = call_operator(func, args, kwargs)
+        result = self._values.call(func, args, kwargs)
+        self._values.note(func, args, kwargs, result)
         node = self._trace.graph.call_function(func, node_args, node_kwargs)
         node.meta.update(val=result, shapes=_shapes(result), source=source_line(), module=self._module_name())
         self._trace.ops.append(node)
@@ -80,6 +107,11 @@ class _GraphBuilder:
                     item_node.meta["val"] = item
                     self._remember(item, item_node)
         return result
+
+    def forget(self) -> None:
+        """Let go of all tensors: no more operator is recorded."""
+        self._kept.clear()
+        self._values.forget()
 
     def _remember(self, tensor: Tensor, node: Node) -> None:
         self._nodes[id(tensor)] = node

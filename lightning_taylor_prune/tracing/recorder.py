@@ -7,7 +7,7 @@ import os
 import random
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.tracing.call import Call, tree_fake
+from lightning_taylor_prune.tracing.hooks import Onlookers
 from lightning_taylor_prune.tracing.isolation import untouched
+from lightning_taylor_prune.tracing.leaks import References, forget_leaks
+from lightning_taylor_prune.tracing.surroundings import Surroundings
 from lightning_taylor_prune.tracing.tensors import named_tensors
 
 _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
@@ -66,6 +69,7 @@ class Trace:
         training: Training flag of every module while tracing, by module name.
         mode: The fake tensor mode that owns every tensor here.
         tensors: Parameters and buffers by qualified name, fake; tied tensors are the same object.
+        surroundings: Where the network's code can keep something besides its modules.
         graph: The fx graph. Placeholders are parameters and buffers (``meta["tensor"]`` holds the qualified
             name), inputs and constants; every node has ``meta["val"]``, and operators have ``meta["source"]``
             (file and line of the user's code) and ``meta["module"]``.
@@ -73,25 +77,38 @@ class Trace:
         outputs: Nodes whose values the network returns, or stores in attributes of its modules.
         is_parameter: Names of the tensors that are parameters, not buffers.
         aliases: All names of the modules that have several, by the first of them.
-        resized: Fake tensors of other shapes, from the last verification.
-        replay: Per operator, its last call while verifying and what came of it.
+        onlookers: Forward hooks that are not run.
     """
 
     call: Call
     training: Mapping[str, bool]
     mode: FakeTensorMode
     tensors: dict[str, Tensor]
+    surroundings: Surroundings
     graph: Graph = field(default_factory=Graph)
     ops: list[Node] = field(default_factory=list)
     outputs: list[Node] = field(default_factory=list)
     is_parameter: frozenset[str] = frozenset()
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    resized: dict[str, Tensor] = field(default_factory=dict)
-    replay: dict[int, Any] = field(default_factory=dict)
+    onlookers: Onlookers = field(default_factory=Onlookers)
+    _references: References | None = None
 
     def names_of(self, module: str) -> tuple[str, ...]:
         """Return all names of a module, given the first of them."""
         return self.aliases.get(module, (module,))
+
+    def forget_leaks(self, owned: Sequence[Any]) -> None:
+        """Make the network's code forget the fake tensors of the last run, but for those that are ours.
+
+        Args:
+            owned: What holds tensors of this run besides the trace, which itself is looked at once it is recorded.
+        """
+        if self._references is not None:
+            forget_leaks(self.surroundings, owned, self._references)
+            return
+        metas = [node.meta for node in self.graph.nodes]
+        mine = [metas, self.tensors, self.call.args, self.call.kwargs]
+        self._references = forget_leaks(self.surroundings, mine)
 
     def signature(self) -> list[Any]:
         """Return operators, arguments and shapes, without operators on 0-d tensors only (step counters).
@@ -123,6 +140,7 @@ def fake_trace(
         tensors=_fake_tensors(root, mode, shapes or {}),
         is_parameter=frozenset(name for name, _ in root.named_parameters()),
         aliases=_aliases(root),
+        surroundings=Surroundings(root),
     )
 
 
@@ -134,12 +152,18 @@ def run(root: nn.Module, recorded: Trace, tensors: Mapping[str, Tensor], on_call
     """
     module = root.get_submodule(recorded.call.module)
     own = _tensors_below(module, recorded.call.module, tensors)
-    with untouched(root) as leaked:
+    with untouched(root, recorded.surroundings) as leaked:
         for name, submodule in root.named_modules():
             submodule.training = recorded.training[name]
             # Backward hooks would add operators to the forward pass that have nothing to do with channels.
             submodule.__dict__.update(_backward_hooks=OrderedDict(), _backward_pre_hooks=OrderedDict())
-        with _tracing_context(recorded.call), recorded.mode, enable_python_dispatcher(), Recorder(on_call):
+        with (
+            recorded.onlookers.kept_out(root),
+            _tracing_context(recorded.call),
+            recorded.mode,
+            enable_python_dispatcher(),
+            Recorder(on_call),
+        ):
             # Code that draws random numbers in Python (LayerDrop, say) must take the same path in every run.
             random.seed(0)
             np.random.seed(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,12 @@ def unprobed(model: nn.Module) -> ChannelGroups:
     return ChannelGroups(Analysis.of(structure, CodeChanges(), DryRun(traces), [call]))
 
 
+def assigned(width: int) -> Tensor:
+    table = torch.ones(2)
+    table[0] = 1 / width
+    return table[0]
+
+
 def interleave(x: Tensor) -> Tensor:
     half = x.shape[1] // 2
     return torch.cat([x[:, :half].tanh(), x[:, half:]], 1)
@@ -75,6 +82,14 @@ SLIPPERY: dict[str, Callable[[Tensor], Tensor]] = {
     "one_over_width": lambda x: x / x.shape[1],
     "width_as_power": lambda x: x.tanh() ** x.shape[1],
     "sum_over_width": lambda x: x + x.sum(1, keepdim=True) / x.shape[1] ** 0.5,
+    "width_in_a_tensor": lambda x: x * torch.tensor(1 / x.shape[1]),
+    "width_in_a_new_tensor": lambda x: x * x.new_tensor([x.shape[1] ** -0.5]),
+    "width_as_tensor": lambda x: x / torch.as_tensor(x.shape[1]),
+    "width_fills": lambda x: x * torch.full((), 1 / x.shape[1]),
+    "width_assigned": lambda x: x * assigned(x.shape[1]),
+    "width_in_an_array": lambda x: x * torch.from_numpy(np.array(1 / x.shape[1])),
+    "width_fills_an_array": lambda x: x * torch.from_numpy(np.full((x.shape[1], 1, 1), 1 / x.shape[1])),
+    "width_read_again": lambda x: x / torch.tensor(float(x.shape[1])).item(),
     "other_path": lambda x: x.tanh() if x.shape[1] >= 12 else x.relu(),
     "round_up": lambda x: F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % 4)),
     "pad_to_sixteen": lambda x: F.pad(x, (0, 0, 0, 0, 16 - x.shape[1], 0)),
@@ -189,7 +204,7 @@ def test_a_second_verification_runs_only_operators_whose_operands_differ(monkeyp
     calls = []
 
     def counted(*args: Any, **kwargs: Any) -> Tensor:
-        calls.append(args)
+        calls.append(1)
         return torch.ops.aten.conv2d.default(*args, **kwargs)
 
     monkeypatch.setitem(verify._SHORT_CUTS, torch.ops.aten.conv2d.default, counted)

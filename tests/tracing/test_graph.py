@@ -178,6 +178,43 @@ def test_dependence_on_values_is_refused_with_line_and_advice(factory: type[nn.M
         find_groups(factory(), torch.randn(2, 3))
 
 
+class Reading(nn.Module):
+    """Asks a buffer for numbers."""
+
+    def __init__(self, read: Any) -> None:
+        super().__init__()
+        self.first, self.last, self.read = nn.Linear(3, 6), nn.Linear(6, 2), read
+        self.register_buffer("numbers", torch.tensor([0, 2, 5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.read(self, self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda self, x: x * int(self.numbers[1]),
+        lambda self, x: x * self.numbers.tolist()[1],
+        lambda self, x: x * 2 if self.numbers[1] else x,
+        lambda self, x: x * float(torch.tensor(2.0).sqrt() ** 2),
+        lambda self, x: x * len(self.numbers.nonzero()),
+        lambda self, x: x * float(self.last.bias.detach().abs().max()),
+        lambda self, x: x * 2 if torch.equal(self.numbers, self.numbers) else x,
+        lambda self, x: x * (self.numbers.clone().add_(3) > 4).sum().item(),
+    ],
+    ids=["int", "tolist", "bool", "constant", "nonzero", "parameter", "equal", "in_place"],
+)
+def test_numbers_that_do_not_depend_on_the_input_are_read_as_they_are(read: Any) -> None:
+    model = Reading(read)
+    groups = find_groups(model, torch.zeros(2, 3))
+    assert [group.name for group in groups] == ["first"]
+
+
+def test_a_number_that_is_read_is_the_one_in_the_buffer() -> None:
+    found = trace(Reading(lambda self, x: x * int(self.numbers.clone().add_(1)[2])), Call("", (torch.zeros(2, 3),)))
+    assert [n.args[1] for n in found.ops if operator_name(n.target) == "aten.mul"] == [6]
+
+
 def test_lazy_modules_are_refused_by_name() -> None:
     with pytest.raises(TraceError, match=r"`0.weight` is not initialized; run one batch"):
         find_groups(nn.Sequential(nn.LazyLinear(3)), torch.randn(2, 4))
@@ -195,10 +232,11 @@ def test_gradient_mode_and_attention_fast_path_are_restored() -> None:
 
 
 def test_hooks_of_the_user_run_and_are_kept() -> None:
-    model, calls = NETWORKS["sequential"].build(), []
-    handle = model[0].register_forward_hook(lambda *_: calls.append(1))
-    trace(model, Call("", NETWORKS["sequential"].example()))
-    assert (len(calls), list(model[0]._forward_hooks)) == (1, [handle.id])
+    model = NETWORKS["sequential"].build()
+    handle = model[0].register_forward_hook(lambda module, args, out: out.tanh())
+    found = trace(model, Call("", NETWORKS["sequential"].example()))
+    assert "aten.tanh" in [operator_name(node.target) for node in found.ops]
+    assert list(model[0]._forward_hooks) == [handle.id]
 
 
 def test_synchronised_normalisation_sends_no_message_while_tracing(monkeypatch: pytest.MonkeyPatch) -> None:

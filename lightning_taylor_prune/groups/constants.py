@@ -1,0 +1,27 @@
+"""Constants that code makes while it runs: whether they hold the same numbers at other shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_taylor_prune.tracing.values import is_fake, without_modes
+
+
+def same_numbers(before: Any, now: Any) -> bool:
+    """Whether constants hold the same numbers; of those that differ in shape, whether one number fills both."""
+    if not isinstance(now, Tensor) or before is now or is_fake(now) or is_fake(before):
+        return True
+    with without_modes():
+        if before.shape == now.shape:
+            return before.dtype == now.dtype and bool(torch.allclose(before, now, rtol=0, atol=0, equal_nan=True))
+        uniform = [x.numel() > 0 and bool((x == x.reshape(-1)[0]).all()) for x in (before, now)]
+        return not all(uniform) or bool(before.reshape(-1)[0] == now.reshape(-1)[0])
+
+
+def shown(tensor: Tensor) -> str:
+    """Return the number that a constant holds, or its shape."""
+    with without_modes():
+        return str(tensor.item()) if tensor.numel() == 1 else f"a table of shape {list(tensor.shape)}"

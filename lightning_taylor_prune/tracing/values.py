@@ -1,0 +1,213 @@
+"""Values of tensors that do not depend on the input, worked out only where Python asks for them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from lightning_taylor_prune.tracing.packing import call_operator
+from lightning_taylor_prune.tracing.tensors import memory_of, named_tensors
+
+NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
+
+
+class KnownValues:
+    """The operators of a run so far, and what parameters and buffers hold.
+
+    Where an operator needs values (`item`, `nonzero`), the operators that its operands come from are run for real.
+
+    Args:
+        mode: The fake tensor mode of the run.
+        tensors: Parameters and buffers of the run by name, fake.
+        real: Their values by name, on demand; ``None`` where they are not known.
+    """
+
+    def __init__(
+        self, mode: FakeTensorMode, tensors: Mapping[str, Tensor], real: Callable[[str], Tensor | None]
+    ) -> None:
+        self._mode = mode
+        self._real = real
+        self._names = {_storage(tensor): name for name, tensor in tensors.items()}
+        self._places = {_storage(tensor): tensor for tensor in tensors.values()}
+        self._tape: list[tuple[Any, Any, Any, Any]] = []
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator on fake tensors; where that takes values, on these.
+
+        Raises:
+            DataDependentOutputException: The values depend on the input, or on a random generator.
+            DynamicOutputShapeException: Likewise.
+        """
+        try:
+            return call_operator(func, args, kwargs)
+        except NEEDS_VALUES as error:
+            with without_modes():
+                result = self._with_values(func, args, kwargs)
+            if result is _UNKNOWN:
+                raise error
+            return tree_map_only(Tensor, self._fake, result) if func not in _INDEXED else func(*result, **kwargs)
+
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Remember that an operator was run."""
+        self._tape.append((func, args, kwargs, result))
+
+    def forget(self) -> None:
+        """Let go of all tensors."""
+        self._tape.clear()
+        self._places.clear()
+
+    def value(self, tensor: Tensor) -> Tensor | None:
+        """Return what a tensor holds, ``None`` if that is not known."""
+        if not isinstance(tensor, FakeTensor):
+            return tensor
+        with without_modes():
+            value = self._evaluate([tensor])
+        return None if value is None else value(tensor)
+
+    def _with_values(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func in _INDEXED:
+            return self._integer_indices(args)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        value = self._evaluate(tensors)
+        if value is None:
+            return _UNKNOWN
+        return func(*tree_map_only(Tensor, value, args), **tree_map_only(Tensor, value, kwargs))
+
+    def _integer_indices(self, args: Any) -> Any:
+        """Return an indexing operator's operands with integers in place of known masks."""
+        x = args[0]
+        indices: list[Any] = []
+        for index in args[1]:
+            if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):
+                if (value := self._evaluate([index])) is None:
+                    return _UNKNOWN
+                indices.extend(map(self._fake, value(index).nonzero().unbind(1)))
+            else:
+                indices.append(index)
+        return (x, indices, *args[2:])
+
+    def _fake(self, tensor: Tensor) -> Tensor:
+        return self._mode.from_tensor(tensor.detach())
+
+    def _evaluate(self, tensors: Sequence[Tensor]) -> Callable[[Tensor], Tensor] | None:
+        """Run the operators that tensors come from on values; returns how to look tensors up, ``None`` if unknown."""
+        needed = self._needed(tensors)
+        if needed is None:
+            return None
+        steps, names, written = needed
+        values: dict[Any, Tensor] = {}
+        for storage, name in names.items():
+            if (real := self._real(name)) is None:
+                return None
+            values[memory_of(self._places[storage])] = real.detach().clone() if storage in written else real.detach()
+
+        def value(tensor: Tensor) -> Tensor:
+            return values[memory_of(tensor)] if isinstance(tensor, FakeTensor) else tensor
+
+        def operand(tensor: Tensor) -> Tensor:
+            if isinstance(tensor, FakeTensor) and memory_of(tensor) not in values:
+                return torch.empty(tuple(tensor.shape), dtype=tensor.dtype, device=tensor.device)
+            return value(tensor)
+
+        try:
+            for func, args, kwargs, result in steps:
+                args, kwargs = tree_map_only(Tensor, operand, (args, kwargs))
+                if func is torch.ops.aten.lift_fresh.default:
+                    args = tree_map_only(Tensor, torch.clone, args)
+                for fake, real in zip(tree_leaves(result), tree_leaves(func(*args, **kwargs)), strict=True):
+                    if isinstance(fake, Tensor):
+                        values[memory_of(fake)] = real
+            missing = any(isinstance(t, FakeTensor) and memory_of(t) not in values for t in tensors)
+        except Exception:  # what cannot be run for real is not known
+            return None
+        return None if missing else value
+
+    def _needed(self, tensors: Sequence[Tensor]) -> tuple[list[Any], dict[int, str], set[int]] | None:
+        """Find the operators that tensors come from, the parameters and buffers, and what is written to in place."""
+        wanted = {_storage(tensor) for tensor in tensors if isinstance(tensor, FakeTensor)}
+        made: set[int] = set()
+        written: set[int] = set()
+        steps = []
+        for step in reversed(self._tape):
+            func, args, kwargs, result = step
+            results = {_storage(t) for t in tree_leaves(result) if isinstance(t, FakeTensor)}
+            changed = {_storage(t) for t in _written(func, args) if isinstance(t, FakeTensor)}
+            if wanted.isdisjoint(results | changed):
+                continue
+            if _is_random(func):
+                return None
+            operands = set() if _reads_shapes_only(func) else _storages((args, kwargs))
+            steps.append(step)
+            written |= changed
+            made |= results - operands
+            wanted |= operands
+        unmade = wanted - made
+        if not unmade <= self._names.keys():
+            return None
+        return steps[::-1], {storage: self._names[storage] for storage in unmade}, written
+
+
+@contextlib.contextmanager
+def without_modes() -> Iterator[None]:
+    """Compute for real in here: no fake tensors, no recording, no gradients."""
+    with _disable_current_modes(), torch.no_grad():
+        yield
+
+
+def value_of(root: nn.Module, tensors: Mapping[str, Tensor]) -> Callable[[str], Tensor | None]:
+    """Return a function from a name to the value of a parameter or buffer, if it has the shape it is run at."""
+    real = dict(named_tensors(root))
+
+    def value(name: str) -> Tensor | None:
+        return real[name] if real[name].shape == tensors[name].shape else None
+
+    return value
+
+
+def is_fake(value: object) -> bool:
+    """Whether something is a tensor without values."""
+    return isinstance(value, FakeTensor)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+
+
+def _storages(values: Any) -> set[int]:
+    return {_storage(t) for t in tree_leaves(values) if isinstance(t, FakeTensor)}
+
+
+def _written(func: Any, args: tuple[Any, ...]) -> list[Any]:
+    return [args[i] for i in _written_positions(func) if i < len(args)]
+
+
+@functools.cache
+def _written_positions(func: Any) -> tuple[int, ...]:
+    arguments = func._schema.arguments if hasattr(func, "_schema") else ()
+    return tuple(i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
+
+
+@functools.cache
+def _is_random(func: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+
+
+@functools.cache
+def _reads_shapes_only(func: Any) -> bool:
+    """Whether an operator asks its operand for its shape, type and device only."""
+    name: str = func._schema.name.removeprefix("aten::") if hasattr(func, "_schema") else ""
+    return name.startswith("new_") or name.rpartition("_")[2] == "like"
+
+
+_UNKNOWN = object()
+
+_INDEXED = (torch.ops.aten.index.Tensor,)
