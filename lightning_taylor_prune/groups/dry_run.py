@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NoReturn
@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_taylor_prune.groups.changes import CodeChanges
 from lightning_taylor_prune.groups.constants import same_numbers, shown
+from lightning_taylor_prune.groups.recorded_calls import RecordedCall, as_results, layouts_of
 from lightning_taylor_prune.groups.shapes import KeepMask
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.labels.places import Site
@@ -25,7 +26,6 @@ from lightning_taylor_prune.plan import Cut
 from lightning_taylor_prune.tracing.fakes import fake_tensor_log_off, resized_fake
 from lightning_taylor_prune.tracing.leaks import clear_frames
 from lightning_taylor_prune.tracing.recorder import Trace, run, user_line
-from lightning_taylor_prune.tracing.tensors import memory_of
 from lightning_taylor_prune.tracing.values import NEEDS_VALUES, KnownValues, value_of
 
 
@@ -64,7 +64,7 @@ class DryRun:
     def __init__(self, traces: Sequence[Trace]) -> None:
         self._traces = traces
         self._tensors: list[dict[str, Tensor]] = [{} for _ in traces]
-        self._results: list[dict[int, _RecordedCall]] = [{} for _ in traces]
+        self._results: list[dict[int, RecordedCall]] = [{} for _ in traces]
 
     def check(
         self, root: nn.Module, structure: Structure, changes: CodeChanges, kept: KeepMask, cuts: Sequence[Cut]
@@ -113,7 +113,7 @@ class _Check:
     """One verified forward pass."""
 
     def __init__(
-        self, structure: Structure, number: int, counts: Sequence[int], results: dict[int, _RecordedCall]
+        self, structure: Structure, number: int, counts: Sequence[int], results: dict[int, RecordedCall]
     ) -> None:
         self._ops = structure.propagation.traces[number].ops
         self._results = results
@@ -176,7 +176,7 @@ class _Check:
             if actual != predicted:
                 self._fail(self._describe(expected.expectation.meaning, predicted, actual))
         result = self._result(index, func, args, kwargs)
-        for rule, value in zip(self._rules[index], _flat(result), strict=True):
+        for rule, value in zip(self._rules[index], as_results(result), strict=True):
             if isinstance(value, Tensor) and tuple(value.shape) != (shape := rule.apply(self._counts)):
                 self._fail(self._describe("shape", shape, tuple(value.shape)))
         self._index += 1
@@ -191,7 +191,7 @@ class _Check:
             return last.result
         result = self._answer(index, func, args, kwargs)
         self._values.note(func, args, kwargs, result)
-        self._results[index] = _RecordedCall(func, grad, args, kwargs, result, _layouts(result))
+        self._results[index] = RecordedCall(func, grad, args, kwargs, result, layouts_of(result))
         return result
 
     def _answer(self, index: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -233,42 +233,6 @@ class _Check:
             f"forward() hard-codes a size: expected {what} {predicted} after pruning, got {actual} "
             f"({describe_operator(self._ops[self._index])})"
         )
-
-
-@dataclass(frozen=True)
-class _RecordedCall:
-    """One call of an operator on fake tensors, and its result."""
-
-    func: Any
-    grad: bool
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    result: Any
-    layouts: list[Any]
-
-    def fits(self, func: Any, grad: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a call is the same one, and no operator has changed the shapes of its results in place since."""
-        called_alike = self.func is func and self.grad == grad and _same(self.args, args) and _same(self.kwargs, kwargs)
-        return called_alike and _layouts(self.result) == self.layouts
-
-
-def _layouts(result: Any) -> list[Any]:
-    return [memory_of(v) if isinstance(v, Tensor) else v for v in _flat(result)]
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether arguments are equal; tensors are if they are the same memory with the same layout."""
-    if a is b:
-        return True
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, Tensor):
-        return a.requires_grad == b.requires_grad and memory_of(a) == memory_of(b)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same(value, b[key]) for key, value in a.items())
-    return bool(a == b)
 
 
 def _frames(error: BaseException | None) -> tuple[tuple[nn.Module, ...], tuple[str, ...]]:
@@ -313,7 +277,3 @@ def _operands(func: Any) -> tuple[tuple[int, str], ...]:
 def _argument(place: tuple[int, str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     position, name = place
     return args[position] if position < len(args) else kwargs.get(name)
-
-
-def _flat(result: Any) -> Iterator[Any]:
-    yield from result if isinstance(result, (tuple, list)) else (result,)

@@ -26,8 +26,8 @@ from lightning_taylor_prune.labels.places import Lock, Rejection, Site, Tie
 from lightning_taylor_prune.labels.propagate import Propagation, propagate
 from lightning_taylor_prune.labels.rules.registry import find_rules
 from lightning_taylor_prune.tracing.call import Call
-from lightning_taylor_prune.tracing.graph import trace
-from lightning_taylor_prune.tracing.recorder import Trace, training_flags
+from lightning_taylor_prune.tracing.graph import trace_both_modes
+from lightning_taylor_prune.tracing.recorder import Trace
 from lightning_taylor_prune.tracing.submodules import TraceableSubmodules, submodules_of_call
 
 
@@ -50,8 +50,8 @@ def find_groups(
         example_kwargs: Keyword arguments.
         rewrite_hard_coded: Where a module's own code holds sizes as numbers (``view(-1, 64)``, ``x[:, :8]``), let
             :func:`~lightning_taylor_prune.pruning.prune.prune_` give that module a generated `forward` in which these
-            numbers change with pruning; by default such channels are locked. Class, parameters, hooks and the keys of
-            the state dict do not change.
+            numbers change with pruning; by default such channels are locked. The module becomes an
+            instance of a subclass of the same name; parameters, hooks and the keys of the state dict do not change.
 
     Returns:
         The groups, and in ``groups.locked`` what cannot be pruned, with the reason.
@@ -116,7 +116,7 @@ def groups_of_calls(
         rewrite_hard_coded: As in :func:`find_groups`.
         fixed: Names of parameters and buffers that must keep their shapes, as they are used outside of the calls.
     """
-    traces = [t for call in calls for t in _trace_both_modes(model, call, shapes)]
+    traces = [t for call in calls for t in trace_both_modes(model, call, shapes)]
     search = _Search(model, calls, traces, rewrite_hard_coded, fixed)
     groups, found = search.settle()
     while found is not None:
@@ -269,23 +269,6 @@ def _changes_for(found: Contradiction, rewrite: bool) -> CodeChanges | None:
     if not rules and rewrite:
         names, rules = find_rewriting(found.trial, found.divergence)
     return changes.with_rewritten(names).with_rules(rules) if rules else None
-
-
-def _trace_both_modes(model: nn.Module, call: Call, shapes: Mapping[str, tuple[int, ...]] | None) -> list[Trace]:
-    """Trace in the present mode, and also in the other one if that runs other operators (auxiliary heads, say)."""
-    flags = training_flags(model)
-    first = trace(model, call, flags, shapes)
-    other = not flags[call.module]
-    try:
-        second = trace(model, call, dict.fromkeys(flags, other), shapes)
-    except TraceError as error:
-        warnings.warn(
-            f"What the network does in {'training' if other else 'evaluation'} mode was not analysed: {error}",
-            PruningWarning,
-            stacklevel=4,
-        )
-        return [first]
-    return [first] if first.signature() == second.signature() else [first, second]
 
 
 def _nearest_prunable(groups: ChannelGroups, site: Site) -> Site | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Hashable, Mapping
 from operator import getitem
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
-from lightning_taylor_prune.errors import TraceError
+from lightning_taylor_prune.errors import PruningWarning, TraceError
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.hooks import Onlookers
 from lightning_taylor_prune.tracing.leaks import clear_frames
@@ -72,6 +73,23 @@ def _trace_once(
     builder.forget()
     recorded.forget_leaks([])
     return recorded
+
+
+def trace_both_modes(model: nn.Module, call: Call, shapes: Mapping[str, tuple[int, ...]] | None) -> list[Trace]:
+    """Trace in the present mode, and also in the other one if that runs other operators (auxiliary heads, say)."""
+    flags = training_flags(model)
+    first = trace(model, call, flags, shapes)
+    other = not flags[call.module]
+    try:
+        second = trace(model, call, dict.fromkeys(flags, other), shapes)
+    except TraceError as error:
+        warnings.warn(
+            f"What the network does in {'training' if other else 'evaluation'} mode was not analysed: {error}",
+            PruningWarning,
+            stacklevel=4,
+        )
+        return [first]
+    return [first] if first.signature() == second.signature() else [first, second]
 
 
 class _GraphBuilder:

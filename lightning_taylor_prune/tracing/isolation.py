@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_taylor_prune.tracing.surroundings import CONTAINERS, Surroundings, restore_container
+from lightning_taylor_prune.tracing.surroundings import Surroundings
+from lightning_taylor_prune.tracing.undo import CONTAINERS, restore_container
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from lightning_taylor_prune.errors import PruningWarning
-from lightning_taylor_prune.tracing.surroundings import Surroundings, holds_fakes, slots_of
+from lightning_taylor_prune.tracing.surroundings import Surroundings
+from lightning_taylor_prune.tracing.undo import holds_fakes, slots_of
 
 
 class References:

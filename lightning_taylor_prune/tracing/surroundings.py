@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import functools
-import gc
 import random
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import BuiltinMethodType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from collections.abc import Iterable, Iterator, Mapping
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
 from torch.nn.modules import module as hooks_of_all_modules
 
-CONTAINERS = (dict, list, set, deque)
-
-Undo = Callable[[], list[Any]]
-"""Puts a place back as it was, and returns what had been put there."""
+from lightning_taylor_prune.tracing.undo import (
+    CONTAINERS,
+    LARGEST_CONTAINER,
+    Global,
+    Slots,
+    Undo,
+    cell_content,
+    slots_of,
+    undo_all,
+)
 
 
 class Surroundings:
@@ -59,7 +62,7 @@ class Surroundings:
         Returns:
             How to put back those that belong to the modules, and those around them.
         """
-        return _saved(self._of_modules), _saved(self._around)
+        return undo_all(self._of_modules), undo_all(self._around)
 
 
 def _objects_in(values: Iterable[Any]) -> Iterator[Any]:
@@ -68,7 +71,7 @@ def _objects_in(values: Iterable[Any]) -> Iterator[Any]:
     while stack:
         value = stack.pop()
         if isinstance(value, (*CONTAINERS, tuple)):
-            if id(value) not in seen and len(value) <= _LARGEST_CONTAINER:
+            if id(value) not in seen and len(value) <= LARGEST_CONTAINER:
                 seen.add(id(value))
                 stack.extend(value.values() if isinstance(value, dict) else value)
         elif type(value) not in _PLAIN:
@@ -130,7 +133,7 @@ class _Walk:
         return self._class(value) if isinstance(value, type) else self._object(value)
 
     def _container(self, value: Any) -> Iterable[Any]:
-        if len(value) > _LARGEST_CONTAINER:
+        if len(value) > LARGEST_CONTAINER:
             return ()
         self.places.append(value)
         return list(value.values()) if isinstance(value, dict) else list(value)
@@ -141,12 +144,12 @@ class _Walk:
         yield from (function.__defaults__, function.__kwdefaults__, function.__dict__)
         for cell in function.__closure__ or ():
             self.places.append(cell)
-            yield _content(cell)
+            yield cell_content(cell)
         names = list(_names(function.__code__))
         for name in names:
             if name in function.__globals__:
                 value = function.__globals__[name]
-                self.places.append(_Global(function.__globals__, name))
+                self.places.append(Global(function.__globals__, name))
                 yield value
                 if isinstance(value, ModuleType) and not self._is_passed_over(value.__name__):
                     yield from (vars(value)[attribute] for attribute in names if attribute in vars(value))
@@ -162,7 +165,7 @@ class _Walk:
         if self._is_passed_over(module) and module not in _PLAIN_OBJECTS:
             return ()
         if slots_of(value):
-            self.places.append(_Slots(value))
+            self.places.append(Slots(value))
         return [
             type(value),
             *([vars(value)] if hasattr(value, "__dict__") else ()),
@@ -173,32 +176,6 @@ class _Walk:
         return (module or "").partition(".")[0] in self._passed_over
 
 
-class _Slots:
-    """The slots of an object."""
-
-    def __init__(self, holder: Any) -> None:
-        self.holder = holder
-
-    def values(self) -> dict[str, Any]:
-        """Return what is in the slots that hold something."""
-        names = slots_of(self.holder)
-        return {name: value for name in names if (value := getattr(self.holder, name, _EMPTY)) is not _EMPTY}
-
-
-def slots_of(holder: Any) -> list[str]:
-    """Return the names of all slots of an object."""
-    slots = [getattr(cls, "__slots__", ()) for cls in type(holder).__mro__]
-    names = [name for some in slots for name in ([some] if isinstance(some, str) else some)]
-    return [name for name in names if not name.startswith("__")]
-
-
-class _Global:
-    """A name in the namespace of a module."""
-
-    def __init__(self, namespace: dict[str, Any], name: str) -> None:
-        self.namespace, self.name = namespace, name
-
-
 def _names(code: CodeType) -> Iterator[str]:
     """Return the global names and attributes that code uses, functions inside it included."""
     yield from code.co_names
@@ -206,136 +183,6 @@ def _names(code: CodeType) -> Iterator[str]:
         if isinstance(constant, CodeType):
             yield from _names(constant)
 
-
-def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # an empty cell says so like this
-        return _EMPTY
-
-
-def _saved(places: Sequence[Any]) -> list[Undo]:
-    return [_undo_of(place) for place in places]
-
-
-def _undo_of(place: Any) -> Undo:
-    if isinstance(place, CONTAINERS):
-        return functools.partial(restore_container, place, place.copy() if place else None)
-    if isinstance(place, _Global):
-        return functools.partial(_restore_global, place, place.namespace.get(place.name, _EMPTY))
-    if isinstance(place, _Slots):
-        return functools.partial(_restore_slots, place, place.values())
-    if isinstance(place, CellType):
-        return functools.partial(_restore_cell, place, _content(place))
-    if isinstance(place, type):
-        return functools.partial(_restore_class, place, dict(vars(place)))
-    if isinstance(place, np.ndarray):
-        return functools.partial(_restore_array, place, place.copy() if place.size < _LARGEST_CONTAINER else place)
-    if isinstance(place, random.Random):
-        return functools.partial(_restore_state, place.setstate, place.getstate())
-    if isinstance(place, np.random.RandomState):
-        return functools.partial(_restore_state, place.set_state, place.get_state())
-    if isinstance(place, np.random.Generator):
-        return functools.partial(_restore_state, functools.partial(_set_state, place), place.bit_generator.state)
-    return functools.partial(_forget_fakes, place, place.cache_info().misses)
-
-
-def restore_container(value: Any, content: Any) -> list[Any]:
-    """Put a container back; returns what it held where that differs."""
-    if not value and not content:
-        return []
-    if value == content if isinstance(value, set) else _same_items(value, content):
-        return []
-    leaked = list(value.values()) if isinstance(value, dict) else list(value)
-    value.clear()
-    if content:
-        value.extend(content) if isinstance(value, (list, deque)) else value.update(content)
-    return leaked
-
-
-def _same_items(value: Any, content: Any) -> bool:
-    if content is None or len(value) != len(content):
-        return False
-    if isinstance(value, dict):
-        return all(k in content and content[k] is v for k, v in value.items())
-    return all(a is b for a, b in zip(value, content, strict=True))
-
-
-def _restore_global(place: _Global, value: Any) -> list[Any]:
-    now = place.namespace.get(place.name, _EMPTY)
-    if now is value:
-        return []
-    if value is _EMPTY:
-        del place.namespace[place.name]
-    else:
-        place.namespace[place.name] = value
-    return [now]
-
-
-def _restore_slots(place: _Slots, content: Mapping[str, Any]) -> list[Any]:
-    changed = {k: v for k, v in place.values().items() if k not in content or content[k] is not v}
-    for name in {*changed, *content}:
-        if name not in content:
-            delattr(place.holder, name)
-        elif getattr(place.holder, name, _EMPTY) is not content[name]:
-            setattr(place.holder, name, content[name])
-    return list(changed.values())
-
-
-def _restore_cell(cell: CellType, value: Any) -> list[Any]:
-    if (now := _content(cell)) is value:
-        return []
-    if value is _EMPTY:
-        del cell.cell_contents
-    else:
-        cell.cell_contents = value
-    return [now]
-
-
-def _restore_class(cls: type, attributes: Mapping[str, Any]) -> list[Any]:
-    changed = {k: v for k, v in vars(cls).items() if k not in attributes or attributes[k] is not v}
-    for name in changed:
-        if name in attributes:
-            setattr(cls, name, attributes[name])
-        else:
-            delattr(cls, name)
-    return list(changed.values())
-
-
-def _restore_array(array: Any, content: Any) -> list[Any]:
-    if array is not content and array.flags.writeable:
-        array[...] = content
-    return []
-
-
-def _restore_state(set_state: Callable[[Any], None], state: Any) -> list[Any]:
-    set_state(state)
-    return []
-
-
-def _set_state(generator: np.random.Generator, state: Any) -> None:
-    generator.bit_generator.state = state
-
-
-def _forget_fakes(memo: Any, misses: int) -> list[Any]:
-    if memo.cache_info().misses != misses and holds_fakes(memo):
-        memo.cache_clear()
-    return []
-
-
-def holds_fakes(holder: Any) -> bool:
-    """Whether a fake tensor can be reached from a container or memo through a few references, modules apart."""
-    level, seen = [holder], {id(holder)}
-    for _ in range(_DEEPEST_MEMO):
-        level = [item for item in gc.get_referents(*level) if id(item) not in seen]
-        seen.update(map(id, level))
-        if any(isinstance(item, FakeTensor) for item in level):
-            return True
-        level = [i for i in level if not isinstance(i, (nn.Module, FunctionType, type, ModuleType, Tensor))]
-    return False
-
-
-_EMPTY = object()
 
 _OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 """Parameters, submodules, hooks and the like."""
@@ -355,8 +202,3 @@ MODULES_THAT_KEEP_NOTHING = (
 """Top-level packages that are passed over."""
 
 _MOST_OBJECTS = 20_000
-
-_LARGEST_CONTAINER = 10_000
-"""Containers with more items are not copied."""
-
-_DEEPEST_MEMO = 6
