@@ -24,7 +24,7 @@ import pytest
 import rich
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar, StochasticWeightAveraging
 from lightning.pytorch.callbacks.progress import rich_progress
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -379,6 +379,13 @@ def lbfgs_counts_its_parameters_anew_without_its_cache() -> None:
     optimizer._params[0] = nn.Parameter(torch.ones(2))
     stale, optimizer._numel_cache = optimizer._numel(), None
     assert (before, stale, optimizer._numel()) == (3, 3, 2)
+
+
+@relies_on("_average_model", "StochasticWeightAveraging")
+def averaging_callback_keeps_its_copy_of_the_module() -> None:
+    average = StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)
+    trainer(average, max_epochs=2).fit(Classifier(), loader())
+    assert (type(average._average_model), type(average).__name__) == (Classifier, "StochasticWeightAveraging")
 
 
 @relies_on("torch._dynamo", "OptimizedModule")

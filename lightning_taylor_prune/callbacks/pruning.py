@@ -8,6 +8,7 @@ from typing import Any, get_args
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_taylor_prune.callbacks.copies import FollowingCopies
 from lightning_taylor_prune.callbacks.first_batch import FirstBatchRecorder, calls_of_checkpoint
 from lightning_taylor_prune.callbacks.metrics import log_prune
 from lightning_taylor_prune.callbacks.resume import ResumablePruning
@@ -15,7 +16,6 @@ from lightning_taylor_prune.callbacks.strategies import Rewrap, check_strategy
 from lightning_taylor_prune.callbacks.trainer_compat import (
     ValidationRequest,
     as_misconfiguration,
-    averaged_copies,
     check_target,
     gradient_scale,
     logging_off,
@@ -122,7 +122,7 @@ class TaylorPruningCallback(ResumablePruning):
 
         self._module: LightningModule | None = None
         self._first_batch = FirstBatchRecorder(target)
-        self._validation = ValidationRequest()
+        self._validation, self._copies = ValidationRequest(), FollowingCopies()
         self._ranks: Ranks | None = None
         self._seen_step = self._scored_step = -1
 
@@ -146,6 +146,7 @@ class TaylorPruningCallback(ResumablePruning):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the step count of a training that goes on."""
         self._seen_step, self._scored_step = trainer.global_step, -1
+        self._copies.begin(trainer, pl_module)
         if not self._resumed:
             self._intervals = self._intervals_at(trainer.global_step)
             if self.pruner is not None and self.stop_reason is None:  # a second `fit`
@@ -221,7 +222,7 @@ class TaylorPruningCallback(ResumablePruning):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs to go on."""
-        fresh = {"_module": None, "_ranks": None, "_validation": ValidationRequest()}
+        fresh = {"_module": None, "_ranks": None, "_validation": ValidationRequest(), "_copies": FollowingCopies()}
         return {**super().__getstate__(), **fresh, "_first_batch": FirstBatchRecorder(self.target)}
 
     @property
@@ -275,7 +276,7 @@ class TaylorPruningCallback(ResumablePruning):
             outcome = self.pruner.prune(
                 self.filters_per_prune,
                 step=trainer.global_step,
-                copies=averaged_copies(trainer, pl_module),
+                copies=self._copies.find(trainer, pl_module),
                 further_steps=[Rewrap(trainer.strategy, pl_module)],
             )
         if outcome:

@@ -8,8 +8,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_taylor_prune.callbacks.copies import copies_of_module
 from lightning_taylor_prune.callbacks.metrics import log_rows, validation_metrics
-from lightning_taylor_prune.callbacks.trainer_compat import averaged_copies, check_launcher
+from lightning_taylor_prune.callbacks.trainer_compat import check_launcher
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.pruning.checkpoint import (
     KEY,
@@ -68,7 +69,7 @@ class ResumablePruning(Callback):
         if not is_loadable(pl_module):
             check_launcher(trainer)
         # A callback listed before this one has copied the module already, without the hook.
-        networks = [pl_module, *averaged_copies(trainer, pl_module)]
+        networks = [pl_module, *copies_of_module(trainer, pl_module)]
         self._load_hooks += [make_loadable(network) for network in networks if not is_loadable(network)]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -92,7 +93,7 @@ class ResumablePruning(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Set the attributes that the weights' shapes left open."""
-        for network in (pl_module, *averaged_copies(trainer, pl_module)):
+        for network in (pl_module, *copies_of_module(trainer, pl_module)):
             set_attributes_of(network, checkpoint.get(KEY, {}).get("attributes", {}))
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,21 +11,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from lightning_taylor_prune.errors import ArgumentError, PruningError, PruningWarning
-
-
-def averaged_copies(trainer: Trainer, pl_module: LightningModule) -> list[nn.Module]:
-    """Return the averaged copies of the network that other callbacks keep (EMA, SWA): they are cut with it."""
-    found: list[nn.Module] = []
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for value in vars(callback).values():
-            if isinstance(value, AveragedModel):
-                found.append(value.module)
-            elif type(value) is type(pl_module) and value is not pl_module:
-                found.append(value)
-    return found
 
 
 class ValidationRequest:

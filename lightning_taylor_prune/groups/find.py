@@ -29,6 +29,7 @@ from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.graph import trace_both_modes
 from lightning_taylor_prune.tracing.recorder import Trace
 from lightning_taylor_prune.tracing.submodules import TraceableSubmodules, submodules_of_call
+from lightning_taylor_prune.tracing.tensors import scripted_tensors
 
 
 def find_groups(
@@ -117,7 +118,7 @@ def groups_of_calls(
         fixed: Names of parameters and buffers that must keep their shapes, as they are used outside of the calls.
     """
     traces = [t for call in calls for t in trace_both_modes(model, call, shapes)]
-    search = _Search(model, calls, traces, rewrite_hard_coded, fixed)
+    search = _Search(model, calls, traces, rewrite_hard_coded, (*fixed, *scripted_tensors(model)))
     groups, found = search.settle()
     while found is not None:
         groups, found = search.tie(found) or search.reject(found)

@@ -190,6 +190,8 @@ def _move_tensors(
     """Put new tensors wherever modules hold the old ones: parameters, buffers, attributes, and containers in these."""
     move = _Move({id(r.old): r.new for r in replaced}, transaction)
     for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # its tensors belong to compiled code, and are locked
         for table in (module._parameters, module._buffers, module.__dict__):
             move.items_of(table)
 

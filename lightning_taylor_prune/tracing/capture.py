@@ -46,7 +46,7 @@ class CallRecorder:
             self._tensors.setdefault(id(tensor), []).append(name)
         watched = {*(root if target is None else root.get_submodule(target)).modules()}
         for name, module in root.named_modules():
-            if module in watched and any(True for _ in module.parameters()):
+            if module in watched and _takes_hooks(module) and any(True for _ in module.parameters()):
                 self._handles.append(module.register_forward_pre_hook(OwnHook(self._pre_hook(name)), with_kwargs=True))
                 self._handles.append(module.register_forward_hook(OwnHook(self._post_hook), always_call=True))
 
@@ -153,6 +153,11 @@ def _is_redirected(module: nn.Module) -> bool:
     """Whether a strategy has put the training step in place of ``forward``: then this is no call of the network."""
     forward = vars(module).get("forward")
     return forward is not None and not inspect.ismethod(forward)
+
+
+def _takes_hooks(module: nn.Module) -> bool:
+    """Whether hooks can be put on a module: scripted ones refuse them."""
+    return not isinstance(module, torch.jit.ScriptModule)
 
 
 def _in_backward() -> bool:

@@ -55,3 +55,10 @@ def memory_format_of(tensor: Tensor) -> torch.memory_format:
         if tensor.dim() == 5 and tensor.is_contiguous(memory_format=torch.channels_last_3d):
             return torch.channels_last_3d
     return torch.contiguous_format
+
+
+def scripted_tensors(root: nn.Module) -> list[str]:
+    """Return names of the parameters and buffers that scripted modules hold: these keep their sizes."""
+    scripted = [module for module in root.modules() if isinstance(module, torch.jit.ScriptModule)]
+    held = {id(tensor) for module in scripted for _, tensor in named_tensors(module)}
+    return [name for name, tensor in named_tensors(root) if id(tensor) in held] if held else []

@@ -1,0 +1,38 @@
+"""Networks with a scripted part: what compiled code holds is locked, the rest is pruned."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_taylor_prune import PruningWarning, find_groups
+from tests.oracles import masked_error, random_units
+
+
+class ScriptedMiddle(nn.Module):
+    """Runs a scripted block between two ordinary ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 8))
+        self.middle = torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.Tanh()))
+        self.last = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(self.first(x)))
+
+
+def build() -> tuple[nn.Module, tuple[Tensor]]:
+    torch.manual_seed(0)
+    return ScriptedMiddle().double().eval(), (torch.randn(4, 6, dtype=torch.double),)
+
+
+def test_what_is_around_a_scripted_part_is_pruned_as_masked() -> None:
+    model, example = build()
+    with pytest.warns(PruningWarning, match="Only these submodules of the network can be pruned: `first`, `last`"):
+        groups = find_groups(model, example)
+    assert masked_error(model, copy.deepcopy(model), groups.plan(random_units(groups)), example) < 1e-10
+    assert (model.first[0].out_features, model.last[0].out_features) == (7, 8)
