@@ -254,7 +254,7 @@ class Pruner:
         concerned = self.groups.groups_at(divergence) & set(plan.removed) or set(plan.removed)
         self.refused |= concerned
         self._warn(
-            f"Skipped this choice: {divergence.message}. These groups will no longer be pruned: "
+            f"Skipped this prune: {divergence.message}. These groups will no longer be pruned: "
             f"{', '.join(sorted(concerned))}."
         )
 
