@@ -43,7 +43,7 @@ def _feed(state: Any, value: Any) -> None:
         _feed(state, (str(value.dtype), list(value.shape)))
         state.update(value.tobytes())
     elif isinstance(value, Mapping):
-        for key in value:
+        for key in sorted(value, key=str):  # a dictionary that was filled in another order is the same
             _feed(state, (str(key), value[key]))
     elif isinstance(value, (list, tuple)):
         for item in value:

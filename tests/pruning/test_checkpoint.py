@@ -231,7 +231,7 @@ def train_in_a_child(folder: Path, kill_after: float | None) -> bool:
     """Train in a child process; returns whether it was killed."""
     # A server that has imported everything forks the children, so that twenty of them start in no time.
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_checkpoint"])
+    context.set_forkserver_preload([__name__])
     child = context.Process(target=quietly, args=(folder,))
     child.start()
     child.join(kill_after)
