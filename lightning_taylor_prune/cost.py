@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_c
 
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.packing import call_operator
-from lightning_taylor_prune.tracing.recorder import fake_trace, run, training_flags
+from lightning_taylor_prune.tracing.recorder import fake_trace, training_flags
+from lightning_taylor_prune.tracing.runs import run
 from lightning_taylor_prune.tracing.submodules import run_for_real
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_taylor_prune.groups.dry_run import Divergence
+    from lightning_taylor_prune.groups.divergence import Divergence
 
 
 class PruningError(RuntimeError):

@@ -155,6 +155,27 @@ def packed_sequences_are_packed_and_padded_by_operators() -> None:
     assert torch.equal(again, x)
 
 
+@relies_on("torch._subclasses")
+def fake_mode_asks_for_accelerators_through_a_property() -> None:
+    asked = torch._subclasses.FakeTensorMode.avoid_device_init
+    assert (
+        isinstance(asked, property) and asked.fget(torch._subclasses.FakeTensorMode()) is not torch.cuda.is_available()
+    )
+
+
+@relies_on("_parameters", "_buffers")
+def scripted_module_takes_its_tensors_from_the_tables() -> None:
+    module = torch.jit.script(nn.BatchNorm1d(3).eval())
+    for table, name in (
+        (module._parameters, "weight"),
+        (module._parameters, "bias"),
+        (module._buffers, "running_mean"),
+    ):
+        table[name] = torch.ones(2)
+    module._buffers["running_var"] = torch.ones(2)
+    assert module(torch.ones(4, 2)).shape == (4, 2)
+
+
 @relies_on("DataDependentOutputException")
 def reading_a_value_of_a_fake_tensor_raises_what_is_explained() -> None:
     with torch._subclasses.FakeTensorMode(), pytest.raises(fake_tensor.DataDependentOutputException):

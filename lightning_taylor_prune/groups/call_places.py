@@ -58,12 +58,7 @@ class CallPlace:
 def sites_on_the_line_of(traces: Sequence[Trace], site: Site) -> set[Site]:
     """Return every call of the same operator on the same line, in whatever module and trace."""
     wanted = _target_and_source(traces[site.trace].ops[site.op])
-    return {
-        Site(number, op)
-        for number, trace in enumerate(traces)
-        for op, node in enumerate(trace.ops)
-        if _target_and_source(node) == wanted
-    }
+    return {Site(number, op) for number, trace in enumerate(traces) for op in trace.calls_by_line.get(wanted, ())}
 
 
 def sites_alike(root: nn.Module, traces: Sequence[Trace], site: Site) -> set[Site]:
@@ -91,11 +86,8 @@ def _target_and_source(node: Node) -> tuple[Any, str]:
 
 def _positions(trace: Trace, module: str, target: Any, source: str) -> list[int]:
     """Return the positions of the calls of one operator on one line in the run of a module or below it."""
-    return [
-        op
-        for op, node in enumerate(trace.ops)
-        if _target_and_source(node) == (target, source) and _is_inside(trace, node.meta["module"], module)
-    ]
+    alike = trace.calls_by_line.get((target, source), ())
+    return [op for op in alike if _is_inside(trace, trace.ops[op].meta["module"], module)]
 
 
 def _is_inside(trace: Trace, name: str, module: str) -> bool:

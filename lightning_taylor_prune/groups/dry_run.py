@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, NoReturn
 
@@ -15,37 +14,21 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_taylor_prune.groups.changes import CodeChanges
 from lightning_taylor_prune.groups.constants import same_numbers, shown
-from lightning_taylor_prune.groups.recorded_calls import RecordedCall, as_results, layouts_of
+from lightning_taylor_prune.groups.divergence import Divergence, frames_of
+from lightning_taylor_prune.groups.recorded_calls import KnownResults, as_results
 from lightning_taylor_prune.groups.shapes import KeepMask
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.labels.places import Site
 from lightning_taylor_prune.labels.rules.registry import describe_operator, operator_name
 from lightning_taylor_prune.modules.rewrite import rewritten
-from lightning_taylor_prune.modules.updates import attribute_updates, patched
+from lightning_taylor_prune.modules.updates import AttributeUpdate, attribute_updates
 from lightning_taylor_prune.plan import Cut
 from lightning_taylor_prune.tracing.fakes import fake_tensor_log_off, resized_fake
+from lightning_taylor_prune.tracing.isolation import Snapshot, Write
 from lightning_taylor_prune.tracing.leaks import clear_frames
-from lightning_taylor_prune.tracing.recorder import Trace, run, user_line
+from lightning_taylor_prune.tracing.recorder import Trace
+from lightning_taylor_prune.tracing.runs import PreparedRun, user_line
 from lightning_taylor_prune.tracing.values import NEEDS_VALUES, KnownValues, value_of
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """Where the network's code did not do what was predicted.
-
-    Attributes:
-        site: Number of the trace, and position of the operator in it.
-        message: What was expected and what the code did, with the source line.
-        modules: The modules whose code was running, the innermost first.
-        lines: Files and lines that were being executed, the innermost first.
-        numbers: Integer arguments that the operator was called with.
-    """
-
-    site: Site
-    message: str
-    modules: tuple[nn.Module, ...] = ()
-    lines: tuple[str, ...] = ()
-    numbers: frozenset[int] = frozenset()
 
 
 class _DivergedError(Exception):
@@ -62,9 +45,9 @@ class DryRun:
     """
 
     def __init__(self, traces: Sequence[Trace]) -> None:
-        self._traces = traces
+        self.traces = traces
+        self.results = [KnownResults() for _ in traces]
         self._tensors: list[dict[str, Tensor]] = [{} for _ in traces]
-        self._results: list[dict[int, RecordedCall]] = [{} for _ in traces]
 
     def check(
         self, root: nn.Module, structure: Structure, changes: CodeChanges, kept: KeepMask, cuts: Sequence[Cut]
@@ -81,24 +64,15 @@ class DryRun:
         Returns:
             The first disagreement, or ``None``.
         """
-        counts = structure.counts(kept)
-        with (
-            fake_tensor_log_off(),
-            rewritten(root, changes.rewritten),
-            patched([*attribute_updates(root, cuts), *changes.updates(root, structure, counts)]),
-        ):
-            for number, trace in enumerate(self._traces):
-                check = _Check(structure, number, counts, self._results[number])
-                tensors = self._cut_tensors(number, structure, counts)
-                found = check.run(root, trace, tensors)
-                trace.forget_leaks([tensors, self._tensors[number], self._results[number]])
-                if found is not None:
-                    return found
-        return None
+        return self.prepare(root, structure, kept, cuts).check(changes)
 
-    def _cut_tensors(self, number: int, structure: Structure, counts: Sequence[int]) -> dict[str, Tensor]:
+    def prepare(self, root: nn.Module, structure: Structure, kept: KeepMask, cuts: Sequence[Cut]) -> PreparedDryRun:
+        """Prepare dry runs of one cut with several changes of the code; the arguments are those of :meth:`check`."""
+        return PreparedDryRun(self, root, structure, kept, cuts)
+
+    def cut_tensors(self, number: int, structure: Structure, counts: Sequence[int]) -> dict[str, Tensor]:
         """Return the fake tensors of a trace at their predicted shapes; tied tensors are the same object."""
-        trace, known = self._traces[number], self._tensors[number]
+        trace, known = self.traces[number], self._tensors[number]
         fakes: dict[int, Tensor] = {}
         for name, rule in structure.tensors.items():
             old, shape = trace.tensors[name], rule.apply(counts)
@@ -108,15 +82,77 @@ class DryRun:
             fakes[id(old)] = last
         return {name: fakes[id(tensor)] for name, tensor in trace.tensors.items()}
 
+    def forget_leaks(self, number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Make the network's code forget the fake tensors of the last run of a trace, made with these parameters."""
+        self.traces[number].forget_leaks([tensors, self._tensors[number], self.results[number].calls])
+
+
+class PreparedDryRun:
+    """Dry runs of one cut that differ in the changes of the code only; what they share is done once.
+
+    As long as this is used, nothing else may change the network. :meth:`DryRun.check` describes the arguments.
+    """
+
+    def __init__(
+        self, dry_run: DryRun, root: nn.Module, structure: Structure, kept: KeepMask, cuts: Sequence[Cut]
+    ) -> None:
+        self._dry_run, self._root, self._structure = dry_run, root, structure
+        self._kept, self._cuts = kept, cuts
+        self._counts = structure.counts(kept)
+        self._snapshot = Snapshot(root)
+        self._writes = _writes(attribute_updates(root, cuts))
+        self._runs: dict[int, PreparedRun] = {}
+        self._known: dict[Hashable, Divergence | None] = {}
+
+    def check(self, changes: CodeChanges, afresh: bool = False) -> Divergence | None:
+        """Return the first disagreement if the code changes in this way, or ``None``.
+
+        Args:
+            changes: What changes in modules, in addition to their tensors.
+            afresh: Run the code even where the outcome of these changes is known already.
+        """
+        with fake_tensor_log_off(), rewritten(self._root, changes.rewritten) as done:
+            if done:  # the snapshot lacks what this has stored in the modules
+                again = self._dry_run.prepare(self._root, self._structure, self._kept, self._cuts)
+                return again.check(replace(changes, rewritten=()))
+            updates = changes.updates(self._root, self._structure, self._counts)
+            key = frozenset((id(update.module), update.name, repr(update.value)) for update in updates)
+            if afresh or key not in self._known:
+                self._known[key] = self._run_all(_writes(updates))
+            return self._known[key]
+
+    def _run_all(self, changes: Sequence[Write]) -> Divergence | None:
+        found = (self._run(number, changes) for number in range(len(self._dry_run.traces)))
+        return next((divergence for divergence in found if divergence is not None), None)
+
+    def _run(self, number: int, changes: Sequence[Write]) -> Divergence | None:
+        dry_run, trace = self._dry_run, self._dry_run.traces[number]
+        tensors = dry_run.cut_tensors(number, self._structure, self._counts)
+        values = KnownValues(trace.mode, tensors, value_of(self._root, tensors))
+        check = _Check(self._structure, number, self._counts, dry_run.results[number], values)
+        found = check.run(self._prepared(number), tensors, changes)
+        dry_run.forget_leaks(number, tensors)
+        return found
+
+    def _prepared(self, number: int) -> PreparedRun:
+        if number not in self._runs:
+            trace = self._dry_run.traces[number]
+            self._runs[number] = PreparedRun(self._root, trace, self._snapshot, self._writes)
+        return self._runs[number]
+
+
+def _writes(updates: Sequence[AttributeUpdate]) -> list[Write]:
+    return [Write.of_attribute(update.module, update.name, update.value) for update in updates]
+
 
 class _Check:
     """One verified forward pass."""
 
     def __init__(
-        self, structure: Structure, number: int, counts: Sequence[int], results: dict[int, RecordedCall]
+        self, structure: Structure, number: int, counts: Sequence[int], results: KnownResults, values: KnownValues
     ) -> None:
         self._ops = structure.propagation.traces[number].ops
-        self._results = results
+        self._results, self._values = results, values
         self._number = number
         self._counts = counts
         self._rules = structure.results[number]
@@ -124,20 +160,18 @@ class _Check:
         self._index = 0
         self._found: str | None = None
         self._arguments: tuple[Any, ...] = ()
-        self._values: KnownValues
 
-    def run(self, root: nn.Module, trace: Trace, tensors: Mapping[str, Tensor]) -> Divergence | None:
+    def run(self, prepared: PreparedRun, tensors: Mapping[str, Tensor], changes: Sequence[Write]) -> Divergence | None:
         """Run the network's code and return the first disagreement."""
-        self._values = KnownValues(trace.mode, tensors, value_of(root, tensors))
         try:
-            return self._run(root, trace, tensors)
+            return self._run(prepared, tensors, changes)
         finally:
             self._arguments = ()
             self._values.forget()
 
-    def _run(self, root: nn.Module, trace: Trace, tensors: Mapping[str, Tensor]) -> Divergence | None:
+    def _run(self, prepared: PreparedRun, tensors: Mapping[str, Tensor], changes: Sequence[Write]) -> Divergence | None:
         try:
-            run(root, trace, tensors, self._on_call)
+            prepared.run(tensors, self._on_call, changes)
         except _DivergedError as error:
             return self._divergence(self._found or str(error), error)
         except Exception as error:  # the network's code may raise anything at these shapes, and that is the result
@@ -154,7 +188,7 @@ class _Check:
         return None
 
     def _divergence(self, message: str, error: BaseException | None = None) -> Divergence:
-        modules, lines = _frames(error)
+        modules, lines = frames_of(error)
         clear_frames(error)
         numbers = frozenset(n for n in tree_leaves(self._arguments) if type(n) is int)
         return Divergence(Site(self._number, min(self._index, len(self._ops) - 1)), message, modules, lines, numbers)
@@ -175,28 +209,15 @@ class _Check:
             actual, predicted = expected.expectation.argument(*args, **kwargs), expected.value(self._counts)
             if actual != predicted:
                 self._fail(self._describe(expected.expectation.meaning, predicted, actual))
-        result = self._result(index, func, args, kwargs)
+        result = self._results.of(index, func, args, kwargs, self._answer)
+        self._values.note(func, args, kwargs, result)
         for rule, value in zip(self._rules[index], as_results(result), strict=True):
             if isinstance(value, Tensor) and tuple(value.shape) != (shape := rule.apply(self._counts)):
                 self._fail(self._describe("shape", shape, tuple(value.shape)))
         self._index += 1
         return result
 
-    def _result(self, index: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator; called with the same operands as last time, return the same tensors again."""
-        grad = torch.is_grad_enabled()
-        last = self._results.get(index)
-        if last is not None and last.fits(func, grad, args, kwargs):
-            self._values.note(func, args, kwargs, last.result)
-            return last.result
-        result = self._answer(index, func, args, kwargs)
-        self._values.note(func, args, kwargs, result)
-        self._results[index] = RecordedCall(func, grad, args, kwargs, result, layouts_of(result))
-        return result
-
     def _answer(self, index: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func in _SHORT_CUTS:
-            return _SHORT_CUTS[func](*args, **kwargs)
         try:
             return self._values.call(func, args, kwargs)
         except NEEDS_VALUES:  # of a tensor that is cut: what it was when it was traced
@@ -235,33 +256,7 @@ class _Check:
         )
 
 
-def _frames(error: BaseException | None) -> tuple[tuple[nn.Module, ...], tuple[str, ...]]:
-    """Return the modules whose code an exception passed through, and the lines, the innermost first."""
-    modules: dict[int, nn.Module] = {}
-    lines = []
-    for frame, line in reversed([*traceback.walk_tb(error.__traceback__ if error is not None else None)]):
-        holder = frame.f_locals.get("self")
-        if isinstance(holder, nn.Module):
-            modules.setdefault(id(holder), holder)
-        lines.append(f"{frame.f_code.co_filename}:{line}")
-    return tuple(modules.values()), tuple(lines)
-
-
-def _batch_norm(x: Tensor, *vectors: Any, **kwargs: Any) -> Tensor:
-    """Batch normalisation on fake tensors, without its decomposition, which would take most of the time.
-
-    Raises:
-        RuntimeError: A parameter or statistic does not have one number per channel.
-    """
-    for vector in (*vectors[:4], *kwargs.values()):
-        if isinstance(vector, Tensor) and tuple(vector.shape) != (x.shape[1],):
-            raise RuntimeError(f"expected {x.shape[1]} numbers, one per channel, but got shape {list(vector.shape)}")
-    return torch.empty_like(x)
-
-
 _UNCHANGED = frozenset({torch.ops.aten.contiguous.default})
-
-_SHORT_CUTS: dict[Any, Callable[..., Tensor]] = {torch.ops.aten.batch_norm.default: _batch_norm}
 
 
 @cache

@@ -15,7 +15,7 @@ from torch import nn
 from lightning_taylor_prune.errors import PlanError
 from lightning_taylor_prune.groups.analysis import Analysis
 from lightning_taylor_prune.groups.changes import CodeChanges
-from lightning_taylor_prune.groups.dry_run import Divergence
+from lightning_taylor_prune.groups.divergence import Divergence
 from lightning_taylor_prune.groups.families import layer_name, locked_channels
 from lightning_taylor_prune.groups.group import ChannelGroup, LockedChannels, Role, Slice
 from lightning_taylor_prune.groups.shapes import KeepMask

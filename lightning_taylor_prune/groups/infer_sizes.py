@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from lightning_taylor_prune.groups.call_places import CallPlace
 from lightning_taylor_prune.groups.changes import SizeRule, proportional
-from lightning_taylor_prune.groups.dry_run import Divergence
+from lightning_taylor_prune.groups.divergence import Divergence
 from lightning_taylor_prune.groups.shapes import ArgumentRef, SizeRef
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.groups.trial import Trial
@@ -39,7 +39,7 @@ def find_rewriting(trial: Trial, divergence: Divergence) -> tuple[tuple[str, ...
     for module in divergence.modules:
         names = tuple(name for name, other in trial.root.named_modules() if own_class(other) is own_class(module))
         with rewritten(trial.root, names):
-            rules = find_size_rules(trial, divergence) if is_rewritten(module) else ()
+            rules = find_size_rules(trial.once_more(), divergence) if is_rewritten(module) else ()
             if rules:
                 changed = {rule.module for rule in rules}
                 return tuple(name for name in names if name in changed), rules
@@ -88,7 +88,7 @@ def _candidates(trial: Trial, stuck: Divergence, chosen: Sequence[SizeRule]) -> 
     held = [(m, path, value) for m in modules for path, value in find_sizes(m).items() if value >= 2]
     held = [(m, path, value) for m, path, value in held if (names[id(m)], path) not in taken]
     with recording_reads((m, path) for m, path, _ in held) as read:
-        trial.run(chosen)
+        trial.run(chosen, afresh=True)
     held = [(m, path, value) for m, path, value in held if holder_of(m, path) in read]
     running, idle = ([h for h in held if (h[0] in stuck.modules) is there] for there in (True, False))
     for some, exactly in ((running, True), (running, False), (idle, True)):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lightning_taylor_prune.groups.call_places import CallPlace
-from lightning_taylor_prune.groups.dry_run import Divergence
+from lightning_taylor_prune.groups.divergence import Divergence
 from lightning_taylor_prune.groups.infer_sizes import changed_sizes, counted_axes
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.groups.trial import Trial

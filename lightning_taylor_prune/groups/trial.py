@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import nn
 
 from lightning_taylor_prune.groups.changes import SizeRule
-from lightning_taylor_prune.groups.dry_run import Divergence
+from lightning_taylor_prune.groups.divergence import Divergence
+from lightning_taylor_prune.groups.dry_run import PreparedDryRun
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.groups.shapes import KeepMask
 from lightning_taylor_prune.groups.structure import Structure
@@ -49,11 +50,22 @@ class Trial:
         """Return what the cut sets a rule's integer to."""
         return rule.value(self.structure, self.counts)
 
-    def run(self, rules: Sequence[SizeRule] = ()) -> Divergence | None:
-        """Verify the cut, with further integers made to follow sizes."""
-        analysis = self.groups.analysis
-        changes = analysis.changes.with_rules(rules)
-        return analysis.dry_run.check(self.root, self.structure, changes, self.kept, self.plan.cuts)
+    def run(self, rules: Sequence[SizeRule] = (), afresh: bool = False) -> Divergence | None:
+        """Verify the cut, with further integers made to follow sizes.
+
+        Args:
+            rules: The integers.
+            afresh: Run the code even where the outcome is known already.
+        """
+        return self._prepared.check(self.groups.analysis.changes.with_rules(rules), afresh)
+
+    def once_more(self) -> Trial:
+        """Return the same trial of the network as it is now; one that has run must not run on a changed network."""
+        return replace(self)
+
+    @cached_property
+    def _prepared(self) -> PreparedDryRun:
+        return self.groups.analysis.dry_run.prepare(self.root, self.structure, self.kept, self.plan.cuts)
 
 
 @dataclass(frozen=True)

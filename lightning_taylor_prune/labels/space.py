@@ -134,11 +134,14 @@ class LabelSpace:
 
     def locked(self) -> dict[int, str]:
         """Return the first reason for every locked root."""
-        reasons: dict[int, str] = {}
-        for labels, reason in self._locks:
-            for root in np.unique(self.find(labels)).tolist():
-                reasons.setdefault(root, reason)
-        return reasons
+        if not self._locks:
+            return {}
+        roots = self.find(np.concatenate([labels for labels, _ in self._locks]))
+        lock_of_label = np.repeat(np.arange(len(self._locks)), [len(labels) for labels, _ in self._locks])
+        found, first = np.unique(roots, return_index=True)
+        locks = lock_of_label[first]
+        by_lock = np.argsort(locks, kind="stable")
+        return {int(found[i]): self._locks[locks[i]][1] for i in by_lock}
 
     def inexact(self) -> Field:
         """Return the roots of the components marked inexact, sorted."""

@@ -157,11 +157,15 @@ def unrewrite_(module: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def rewritten(root: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """Rewrite modules for the duration of a block, except those that are rewritten already."""
+def rewritten(root: nn.Module, names: Iterable[str]) -> Iterator[list[nn.Module]]:
+    """Rewrite modules for the duration of a block, except those that are rewritten already.
+
+    Yields:
+        The modules that were rewritten.
+    """
     done = [module for name in names if not is_rewritten(module := root.get_submodule(name)) and rewrite_(module)]
     try:
-        yield
+        yield done
     finally:
         for module in done:
             unrewrite_(module)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,17 +121,6 @@ def known_attributes(module: nn.Module) -> dict[str, Any]:
     if found is None or not any(True for _ in module.parameters(recurse=True)):
         return {}
     return {name: getattr(module, name) for name in found.update(module, {})}
-
-
-@contextlib.contextmanager
-def patched(updates: Iterable[AttributeUpdate]) -> Iterator[None]:
-    """Set attributes for the duration of a block."""
-    before = [AttributeUpdate(u.module, u.name, getattr(u.module, u.name)) for u in updates]
-    try:
-        set_attributes(updates)
-        yield
-    finally:
-        set_attributes(before)
 
 
 def set_attributes(updates: Iterable[AttributeUpdate]) -> None:

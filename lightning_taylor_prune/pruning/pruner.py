@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_taylor_prune.criteria import CRITERIA, Criterion
 from lightning_taylor_prune.criteria.normalize import normalize_scores, warn_unscored, without_groups
 from lightning_taylor_prune.errors import PlanError, PruningWarning, TraceError
-from lightning_taylor_prune.groups.dry_run import Divergence
+from lightning_taylor_prune.groups.divergence import Divergence
 from lightning_taylor_prune.groups.find import find_groups
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.plan import PruningPlan

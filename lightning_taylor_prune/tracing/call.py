@@ -11,6 +11,8 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from lightning_taylor_prune.tracing.fakes import FakeMode
+
 
 @dataclass(frozen=True)
 class Call:
@@ -109,7 +111,7 @@ def decode_calls(encoded: Sequence[dict[str, Any]], device: torch.device) -> lis
     def is_leaf(value: Any) -> bool:
         return isinstance(value, dict) and _TENSOR in value
 
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = FakeMode()
     return [
         Call(
             call["module"],

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from lightning_taylor_prune.tracing.call import Call, current_autocast, tree_fake
+from lightning_taylor_prune.tracing.fakes import FakeMode
 from lightning_taylor_prune.tracing.own_hook import OwnHook
 from lightning_taylor_prune.tracing.tensors import named_tensors
 
@@ -114,7 +114,7 @@ class CallRecorder:
             if len(self.calls_of(call.module)) >= _MOST_SIGNATURES:
                 return None
             with torch.no_grad():
-                self._calls[key] = tree_fake(call, FakeTensorMode(allow_non_fake_inputs=True))
+                self._calls[key] = tree_fake(call, FakeMode())
         return key
 
     def _note_use(self, tensor: Tensor) -> None:

@@ -1,16 +1,30 @@
-"""Fake tensors: of another shape, and without what torch logs about them."""
+"""Fake tensors: their mode, of another shape, and without what torch logs about them."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor, FakeTensorMode
 
 from lightning_taylor_prune.tracing.tensors import memory_format_of
+
+
+class FakeMode(FakeTensorMode):
+    """A fake tensor mode that asks once whether there is an accelerator: torch asks the driver at every operator."""
+
+    def __init__(self) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+
+    @cached_property
+    def avoid_device_init(self) -> bool:
+        """Whether no accelerator may be initialised, as there is none."""
+        asked: bool = FakeTensorMode.avoid_device_init.fget(self)  # type: ignore[attr-defined]
+        return asked
 
 
 def resized_fake(mode: FakeTensorMode, old: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -30,9 +44,8 @@ def resized_fake(mode: FakeTensorMode, old: Tensor, shape: tuple[int, ...]) -> T
 def fake_tensor_log_off() -> Iterator[None]:
     """Silence what torch logs when an operator rejects its operands: a dry run reports that as a divergence."""
     log = logging.getLogger(FakeTensor.__module__)
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
+    before, log.disabled = log.disabled, True  # setting its level would empty the cache of every logger
     try:
         yield
     finally:
-        log.setLevel(level)
+        log.disabled = before

@@ -16,7 +16,8 @@ from lightning_taylor_prune.errors import PruningWarning, TraceError
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.hooks import Onlookers
 from lightning_taylor_prune.tracing.leaks import clear_frames
-from lightning_taylor_prune.tracing.recorder import Trace, fake_trace, run, source_line, training_flags, user_line
+from lightning_taylor_prune.tracing.recorder import Trace, fake_trace, training_flags
+from lightning_taylor_prune.tracing.runs import run, source_line, user_line
 from lightning_taylor_prune.tracing.tensors import find_tensors, memory_of
 from lightning_taylor_prune.tracing.values import KnownValues, value_of
 

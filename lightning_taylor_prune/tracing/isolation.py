@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from itertools import chain
+from operator import is_
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,20 +17,63 @@ from lightning_taylor_prune.tracing.surroundings import Surroundings
 from lightning_taylor_prune.tracing.undo import CONTAINERS, restore_container
 
 
+class Snapshot:
+    """What modules hold before a forward pass, so that its changes can be undone, also several times.
+
+    Args:
+        root: The modules: this one and all below it.
+
+    Attributes:
+        root: The same.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self._saved = [(module, dict(module.__dict__), _contents(module)) for module in root.modules()]
+        found = {id(value): (value, content) for _, _, contents in self._saved for value, content in contents}
+        self._empty = [value for value, content in found.values() if content is None]
+        self._dicts = [value for value, content in found.values() if isinstance(content, dict)]
+        self._others = [pair for pair in found.values() if pair[1] is not None and not isinstance(pair[1], dict)]
+        self._items = self._items_now()
+
+    def restore(self) -> list[Any]:
+        """Undo what has changed since; return every value that had been stored in an attribute."""
+        if self._is_unchanged():
+            return []
+        return [leak for module, attributes, contents in self._saved for leak in _restore(module, attributes, contents)]
+
+    def _is_unchanged(self) -> bool:
+        """Whether nothing has changed: all modules are compared at once, as mostly nothing has."""
+        return (
+            not any(self._empty)
+            and all(map(_same_objects, self._items_now(), self._items))
+            and all(_is_same(value, content) for value, content in self._others)
+        )
+
+    def _items_now(self) -> tuple[list[int], list[Any], list[Any]]:
+        """Return the lengths, the keys and the values of all dictionaries that were not empty."""
+        dicts = [*(module.__dict__ for module, _, _ in self._saved), *self._dicts]
+        return (
+            [*map(len, dicts)],
+            [*chain.from_iterable(dicts)],
+            [*chain.from_iterable(held.values() for held in dicts)],
+        )
+
+
 @contextlib.contextmanager
-def untouched(root: nn.Module, surroundings: Surroundings | None = None) -> Iterator[list[Any]]:
+def untouched(root: nn.Module | Snapshot, surroundings: Surroundings | None = None) -> Iterator[list[Any]]:
     """Undo whatever a forward pass leaves behind in modules, in what they can reach, and in random generators.
 
     Args:
-        root: The network.
+        root: The network, or a snapshot of it as it is now: to make one takes longer than many a forward pass.
         surroundings: What its code can reach besides its modules, if that was looked for already.
 
     Yields:
         A list that holds, afterwards, every value that had been set or replaced in attributes of modules.
     """
     leaked: list[Any] = []
-    of_modules, around = (surroundings or Surroundings(root)).save()
-    saved = [(module, dict(module.__dict__), _contents(module)) for module in root.modules()]
+    snapshot = root if isinstance(root, Snapshot) else Snapshot(root)
+    of_modules, around = (surroundings or Surroundings(snapshot.root)).save()
     state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -36,12 +81,63 @@ def untouched(root: nn.Module, surroundings: Surroundings | None = None) -> Iter
     finally:
         random.setstate(state)
         np.random.set_state(numpy_state)
-        for module, attributes, contents in saved:
-            leaked.extend(_restore(module, attributes, contents))
+        leaked.extend(snapshot.restore())
         for undo in around:
             undo()
         for undo in of_modules:
             leaked.extend(undo())
+
+
+class Entries(Protocol):
+    """Values by name that can be replaced: a dictionary, or the attributes of an object."""
+
+    def __getitem__(self, name: str, /) -> Any:
+        """Return a value."""
+
+    def __setitem__(self, name: str, value: Any, /) -> None:
+        """Replace a value."""
+
+
+class Write(NamedTuple):
+    """An entry (of a module's attributes, say, or of its parameters) and another value for it."""
+
+    entries: Entries
+    name: str
+    value: Any
+
+    @staticmethod
+    def of_attribute(owner: Any, name: str, value: Any) -> Write:
+        """Return the write of an attribute: of a module's dictionary itself if possible, which is faster."""
+        held = owner.__dict__ if isinstance(owner, nn.Module) else {}
+        simple = name in held and not hasattr(type(owner), name)
+        return Write(held if simple else _Attributes(owner), name, value)
+
+
+class _Attributes:
+    """The attributes of an object that takes them in its own way: a property, say, or a scripted module."""
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+
+    def __getitem__(self, name: str, /) -> Any:
+        return getattr(self._owner, name)
+
+    def __setitem__(self, name: str, value: Any, /) -> None:
+        setattr(self._owner, name, value)
+
+
+@contextlib.contextmanager
+def written(writes: Sequence[Write]) -> Iterator[None]:
+    """Replace entries for the duration of a block, one after the other: of two values for one entry the last counts."""
+    before: list[Write] = []
+    try:
+        for entries, name, value in writes:
+            old, entries[name] = entries[name], value
+            before.append(Write(entries, name, old))
+        yield
+    finally:
+        for entries, name, value in reversed(before):
+            entries[name] = value
 
 
 _ABSENT = object()
@@ -73,3 +169,11 @@ def _restore(module: nn.Module, attributes: Mapping[str, Any], contents: Sequenc
     module.__dict__.clear()
     module.__dict__.update(attributes)
     return leaked
+
+
+def _is_same(value: Any, content: Any) -> bool:
+    return bool(value == content) if isinstance(value, set) else _same_objects(value, content)
+
+
+def _same_objects(a: Any, b: Any) -> bool:
+    return len(a) == len(b) and all(map(is_, a, b))

@@ -1,39 +1,27 @@
-"""Run a network on fake tensors, and hand every operator that it calls to a function."""
+"""What is recorded of a forward pass on fake tensors, and the mode that sees its operators."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import random
-import sys
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensorMode
-from torch.func import functional_call
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.tracing.call import Call, tree_fake
+from lightning_taylor_prune.tracing.fakes import FakeMode
 from lightning_taylor_prune.tracing.hooks import Onlookers
-from lightning_taylor_prune.tracing.isolation import untouched
 from lightning_taylor_prune.tracing.leaks import References, forget_leaks
 from lightning_taylor_prune.tracing.surroundings import Surroundings
 from lightning_taylor_prune.tracing.tensors import named_tensors
-
-_TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
-
-_PACKAGE_DIR = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 OnCall = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -93,6 +81,14 @@ class Trace:
     onlookers: Onlookers = field(default_factory=Onlookers)
     _references: References | None = None
 
+    @cached_property
+    def calls_by_line(self) -> dict[tuple[Any, str], list[int]]:
+        """Positions in ``ops`` of the calls of each operator on each line; to be read once all are recorded."""
+        found: dict[tuple[Any, str], list[int]] = {}
+        for op, node in enumerate(self.ops):
+            found.setdefault((node.target, node.meta["source"]), []).append(op)
+        return found
+
     def names_of(self, module: str) -> tuple[str, ...]:
         """Return all names of a module, given the first of them."""
         return self.aliases.get(module, (module,))
@@ -132,7 +128,7 @@ def fake_trace(
     root: nn.Module, call: Call, training: Mapping[str, bool], shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> Trace:
     """Return a trace that has its fake tensors (of other ``shapes``, where given) but no recorded operators yet."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = FakeMode()
     return Trace(
         call=tree_fake(call, mode),
         training=training,
@@ -144,50 +140,9 @@ def fake_trace(
     )
 
 
-def run(root: nn.Module, recorded: Trace, tensors: Mapping[str, Tensor], on_call: OnCall) -> tuple[Any, list[Any]]:
-    """Run the call of a trace with other (fake) parameters, and hand every operator to ``on_call``.
-
-    Returns:
-        The result, and the values that the forward pass stored in attributes of its modules.
-    """
-    module = root.get_submodule(recorded.call.module)
-    own = _tensors_below(module, recorded.call.module, tensors)
-    with untouched(root, recorded.surroundings) as leaked:
-        for name, submodule in root.named_modules():
-            submodule.training = recorded.training[name]
-            # Backward hooks would add operators to the forward pass that have nothing to do with channels.
-            submodule.__dict__.update(_backward_hooks=OrderedDict(), _backward_pre_hooks=OrderedDict())
-        with (
-            recorded.onlookers.kept_out(root),
-            _tracing_context(recorded.call),
-            recorded.mode,
-            enable_python_dispatcher(),
-            Recorder(on_call),
-        ):
-            # Code that draws random numbers in Python (LayerDrop, say) must take the same path in every run.
-            random.seed(0)
-            np.random.seed(0)
-            result = functional_call(module, own, recorded.call.args, dict(recorded.call.kwargs), tie_weights=False)
-    return result, leaked
-
-
 def training_flags(root: nn.Module) -> dict[str, bool]:
     """Return the training flag of every module by qualified name, by each of them where it has several."""
     return {name: module.training for name, module in root.named_modules(remove_duplicate=False)}
-
-
-def _tensors_below(module: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a module by names relative to it: those of a module that has several names, once.
-
-    ``functional_call`` swaps a tensor for every name, and would keep the fake one for the old one the second time; so
-    it is not left to find out by itself which are tied.
-    """
-    prefix = f"{name}." if name else ""
-    owners = dict(module.named_modules())
-    own = [
-        f"{n}." * bool(n) + leaf for n, m in owners.items() for table in (m._parameters, m._buffers) for leaf in table
-    ]
-    return {n: tensors[prefix + n] for n in own if prefix + n in tensors}
 
 
 def _aliases(root: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -195,31 +150,6 @@ def _aliases(root: nn.Module) -> dict[str, tuple[str, ...]]:
     for name, module in root.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
     return {several[0]: tuple(several) for several in names.values() if len(several) > 1}
-
-
-@contextlib.contextmanager
-def _tracing_context(call: Call) -> Iterator[None]:
-    """Set what decides which operators run: grad mode on, the attention fast path off, autocast as in training.
-
-    ``SyncBatchNorm`` runs as ordinary batch normalisation, so that tracing sends no messages to other ranks.
-    Recurrent layers do not put their weights into one block of memory: fake tensors have none.
-    """
-    fastpath, synchronised = torch.backends.mha.get_fastpath_enabled(), nn.SyncBatchNorm.forward
-    flatten = nn.RNNBase.flatten_parameters
-    torch.backends.mha.set_fastpath_enabled(False)
-    nn.SyncBatchNorm.forward = _BatchNorm.forward  # type: ignore[method-assign]
-    nn.RNNBase.flatten_parameters = lambda self: None  # type: ignore[method-assign]
-    try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            if call.autocast is not None:
-                device, dtype = call.autocast
-                stack.enter_context(torch.autocast(device, dtype, cache_enabled=False))
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-        nn.SyncBatchNorm.forward = synchronised  # type: ignore[method-assign]
-        nn.RNNBase.flatten_parameters = flatten  # type: ignore[method-assign]
 
 
 def _fake_tensors(root: nn.Module, mode: FakeTensorMode, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -234,25 +164,3 @@ def _fake_tensors(root: nn.Module, mode: FakeTensorMode, shapes: Mapping[str, tu
                 fake = fake.new_empty(shape)
             fakes[id(tensor)] = fake.requires_grad_(tensor.requires_grad)
     return {name: fakes[id(tensor)] for name, tensor in named}
-
-
-def user_line(error: BaseException) -> str:
-    """Return ``file:line`` of the innermost traceback entry outside torch and this package."""
-    line, tb = "", error.__traceback__
-    while tb is not None:
-        name = tb.tb_frame.f_code.co_filename
-        if not name.startswith((_TORCH_DIR, _PACKAGE_DIR)):
-            line = f"{name}:{tb.tb_lineno}"
-        tb = tb.tb_next
-    return line
-
-
-def source_line() -> str:
-    """Return ``file:line`` of the innermost frame of the network's own code, ``""`` where all of it is torch's."""
-    frame: Any = sys._getframe(2)
-    while frame is not None and frame.f_code is not run.__code__:
-        name = frame.f_code.co_filename
-        if not name.startswith((_TORCH_DIR, _PACKAGE_DIR)):
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_taylor_prune.errors import VerificationError
-from lightning_taylor_prune.groups import dry_run as verify
+from lightning_taylor_prune.groups import recorded_calls
 from lightning_taylor_prune.groups.analysis import Analysis
 from lightning_taylor_prune.groups.changes import CodeChanges
 from lightning_taylor_prune.groups.dry_run import DryRun
@@ -207,7 +207,7 @@ def test_a_second_verification_runs_only_operators_whose_operands_differ(monkeyp
         calls.append(1)
         return torch.ops.aten.conv2d.default(*args, **kwargs)
 
-    monkeypatch.setitem(verify._SHORT_CUTS, torch.ops.aten.conv2d.default, counted)
+    monkeypatch.setitem(recorded_calls._SHORT_CUTS, torch.ops.aten.conv2d.default, counted)
     runs = []
     for removed in ([0, 3], [0, 3], [5]):
         assert groups.verify(model, groups.plan({"first": removed})) is None

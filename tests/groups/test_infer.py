@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_taylor_prune import TaylorPruningCallback, find_groups, load_pruned, prune_
-from lightning_taylor_prune.groups import find
+from lightning_taylor_prune.groups import search
 from lightning_taylor_prune.groups.trial import Trial
 from lightning_taylor_prune.modules.sizes import find_sizes, size_at, size_updates
 from tests.lightning_modules import Classifier, loader, trainer
@@ -279,10 +279,10 @@ def tried(monkeypatch) -> list[tuple[Trial, str, str, int | None]]:
     """Trial, module, path and value of every integer that is tried alone."""
     found, run = [], Trial.run
 
-    def recorded(trial: Trial, rules=()):
+    def recorded(trial: Trial, rules=(), afresh=False):
         if len(rules) == 1:
             found.append((trial, rules[0].module, rules[0].path, trial.value(rules[0])))
-        return run(trial, rules)
+        return run(trial, rules, afresh)
 
     monkeypatch.setattr(Trial, "run", recorded)
     return found
@@ -300,7 +300,7 @@ def test_integers_that_the_code_does_not_read_are_not_tried(tried) -> None:
 
 
 def test_what_is_inferred_of_a_line_in_one_block_is_not_tried_in_the_others(monkeypatch) -> None:
-    asked, search = [], find.find_rewriting
-    monkeypatch.setattr(find, "find_rewriting", lambda *args: asked.append(args) or search(*args))
+    asked, find_rewriting = [], search.find_rewriting
+    monkeypatch.setattr(search, "find_rewriting", lambda *args: asked.append(args) or find_rewriting(*args))
     find_groups(Network(HardCoded, depth=5), TOKENS.float())
     assert len(asked) == 1

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_taylor_prune.groups.find import find_groups
 from lightning_taylor_prune.modules import updates as registry
 from lightning_taylor_prune.modules.reads import recording_reads
-from lightning_taylor_prune.modules.updates import AttributeUpdate, attribute_updates, patched, register_module_update
+from lightning_taylor_prune.modules.updates import attribute_updates, register_module_update
 from lightning_taylor_prune.plan import Cut
 from lightning_taylor_prune.pruning.prune import prune_
 from tests.networks import NETWORKS
@@ -91,15 +91,6 @@ def test_group_norm_tells_whole_groups_from_equal_shares(keep: list[int], expect
     cuts = [Cut(name, 0, 8, np.array(keep)) for name in ("0.weight", "0.bias")]
     updates = {update.name: update.value for update in attribute_updates(net, cuts)}
     assert updates == {"num_channels": len(keep), "num_groups": expected}
-
-
-def test_attributes_are_restored_after_a_trial() -> None:
-    module = nn.Linear(3, 4)
-    trial = patched([AttributeUpdate(module, "out_features", 2)])
-    trial.__enter__()
-    during = module.out_features
-    trial.__exit__(None, None, None)
-    assert (during, module.out_features) == (2, 4)
 
 
 class Gate(nn.Module):

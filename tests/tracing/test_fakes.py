@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from lightning_taylor_prune.tracing.fakes import fake_tensor_log_off, resized_fake
+from lightning_taylor_prune.tracing.fakes import FakeMode, fake_tensor_log_off, resized_fake
 
 
 @pytest.fixture
@@ -39,3 +39,11 @@ def test_log_is_silent_and_restored() -> None:
     with fake_tensor_log_off():
         inside = log.isEnabledFor(logging.CRITICAL)
     assert (inside, log.level) == (False, before)
+
+
+def test_accelerators_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(FakeTensorMode, "avoid_device_init", property(lambda self: asked.append(1) or True))
+    with FakeMode():
+        torch.ones(2).add(1).mul(2)
+    assert len(asked) == 1
