@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_taylor_prune.callbacks.loggers import log_figure
 from lightning_taylor_prune.callbacks.loss_curve import LossCurve
 from lightning_taylor_prune.callbacks.pruning import TaylorPruningCallback
-from lightning_taylor_prune.callbacks.resume import LIGHTNINGS
 from lightning_taylor_prune.callbacks.status import progress_of
+from lightning_taylor_prune.callbacks.trainer_compat import own_attributes
 from lightning_taylor_prune.report import Progress
 
 
@@ -119,7 +119,7 @@ class PruningFigures(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but the module's methods: copies and pickles hold no network."""
-        return {name: value for name, value in vars(self).items() if name not in LIGHTNINGS}
+        return own_attributes(self)
 
     def _draw_new(self, trainer: Trainer, at_least: int) -> None:
         """Draw where there are new prunes, in sufficient number."""

@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_taylor_prune.callbacks.resume import LIGHTNINGS
+from lightning_taylor_prune.callbacks.trainer_compat import own_attributes
 
 READ_AT_ONCE = 256  # losses that wait on their device for one common copy
 
@@ -99,8 +99,7 @@ class LossCurve(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but the module and what waits on its device: copies and pickles hold no network."""
-        own = {name: value for name, value in vars(self).items() if name not in LIGHTNINGS}
-        return {**own, "_losses": self.losses, "_waiting": [], "_module": None}
+        return {**own_attributes(self), "_losses": self.losses, "_waiting": [], "_module": None}
 
     def _forget(self) -> None:
         self.every, self._seen = 1, 0

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_taylor_prune.callbacks.copies import copies_of_module
 from lightning_taylor_prune.callbacks.metrics import log_rows, validation_metrics
-from lightning_taylor_prune.callbacks.trainer_compat import check_launcher
+from lightning_taylor_prune.callbacks.trainer_compat import check_launcher, own_attributes
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.pruning.checkpoint import (
     KEY,
@@ -20,9 +20,6 @@ from lightning_taylor_prune.pruning.checkpoint import (
     set_attributes_of,
 )
 from lightning_taylor_prune.pruning.pruner import Pruner
-
-LIGHTNINGS = ("log", "log_dict")
-"""What Lightning hangs on a callback while it trains: methods of the module."""
 
 
 class ResumablePruning(Callback):
@@ -113,7 +110,7 @@ class ResumablePruning(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs to go on, as plain data: copies and pickles hold neither the network nor traces."""
         return {
-            **{name: value for name, value in vars(self).items() if name not in LIGHTNINGS},
+            **own_attributes(self),
             "pruner": None,
             "_resumed": copy.deepcopy(self.state_dict()),
             "_filters_after": dict(self.filters_after),

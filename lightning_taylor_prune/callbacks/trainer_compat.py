@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
@@ -101,3 +101,8 @@ def logging_off(pl_module: nn.Module) -> Iterator[None]:
     finally:
         for name in names:
             vars(pl_module).pop(name, None)
+
+
+def own_attributes(callback: Callback) -> dict[str, Any]:
+    """Return a callback's attributes but for the module's methods, which Lightning hangs on it while it trains."""
+    return {name: value for name, value in vars(callback).items() if name not in ("log", "log_dict")}

@@ -32,16 +32,18 @@ class PruneOutcome:
         return bool(self.plan)
 
 
-def history_row(plan: PruningPlan, before: ChannelGroups, scores: Tensor, batch_size: int) -> dict[str, Any]:
+def history_row(
+    plan: PruningPlan, before: ChannelGroups, after: ChannelGroups, scores: Tensor, batch_size: int
+) -> dict[str, Any]:
     """Return what the history notes of a prune, as plain data.
 
     Args:
         plan: What was removed.
         before: The groups before the cut.
+        after: The groups after it.
         scores: Shape ``[before.num_units]``, as they were compared.
         batch_size: Examples in a call, for MACs per example.
     """
-    after = before.after(plan)
     return {
         "removed": len(plan),
         "filters": after.num_filters,

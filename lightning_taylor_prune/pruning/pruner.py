@@ -213,7 +213,7 @@ class Pruner:
             return PruneOutcome(self.groups.plan({}), "untraceable")
         if choice.plan:
             self._restart_criterion()
-            row = history_row(choice.plan, before, scores, self._batch_size)
+            row = history_row(choice.plan, before, self.groups, scores, self._batch_size)
             row |= {"step": step, "count": len(self.history) + 1, "skipped_minibatches": skipped, "metrics": {}}
             self.history.append(row)
         return PruneOutcome(choice.plan, choice.reason)
