@@ -1,24 +1,34 @@
-"""Learn from the first batch how a training step calls its network."""
+"""Learn how a training step calls its network: from the first batch, and from what later ones do otherwise."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_taylor_prune.groups.find import groups_of_network
+from lightning_taylor_prune.callbacks.calls_of_ranks import answered_by_first_rank, submodules_of_first_rank
+from lightning_taylor_prune.errors import TraceError
+from lightning_taylor_prune.groups.find import groups_of_network, groups_with_calls
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.pruning.original import OriginalNetwork
-from lightning_taylor_prune.pruning.ranks import Ranks, from_text, to_text
-from lightning_taylor_prune.tracing.call import Call, decode_calls, encode_calls
+from lightning_taylor_prune.pruning.ranks import Ranks
+from lightning_taylor_prune.tracing.call import Call, tree_fake
 from lightning_taylor_prune.tracing.capture import CallRecorder
-from lightning_taylor_prune.tracing.submodules import TraceableSubmodules, traceable_submodules
+from lightning_taylor_prune.tracing.fakes import FakeMode
+from lightning_taylor_prune.tracing.submodules import TraceableSubmodules
+
+_STEP = "training_step"
+
+_MOST_ANALYSES = 6
+"""How often new ways of calling the network start the analysis anew, before it is left at what is known."""
 
 
 class FirstBatchRecorder:
-    """Records how the first batch calls the network, and finds its groups from that.
+    """Records how the first batch calls the network, and what later batches do otherwise, until it is closed.
 
     Args:
         target: Name of the submodule to look into, or ``None`` for whatever the training step calls.
@@ -27,17 +37,41 @@ class FirstBatchRecorder:
     def __init__(self, target: str | None) -> None:
         self._target = target
         self._recorder: CallRecorder | None = None
+        self._step: Call | None = None
+        self._by_step = False
+        self._analyses = 0
 
-    def begin(self, pl_module: LightningModule) -> None:
-        """Record from now on, unless that is so already."""
+    def begin(self, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Record from now on, if that is not so already, and note what the training step is called with."""
         if self._recorder is None:
             self._recorder = CallRecorder(pl_module, self._target)
+        if self._target is None and pl_module.automatic_optimization:
+            self._step = _training_step(pl_module, batch, batch_idx)
+            self._recorder.note_uses_outside(_STEP)
+
+    def end_forward(self) -> None:
+        """Note that the loss is computed: what follows uses parameters in its own ways."""
+        if self._recorder is not None:
+            self._recorder.stop_noting_outside()
+
+    def end_batch(self) -> None:
+        """Keep nothing of a batch that is over."""
+        self.end_forward()
+        self._step = None
 
     def close(self) -> None:
         """Remove the hooks."""
         if self._recorder is not None:
             self._recorder.close()
-            self._recorder = None
+        self._recorder = self._step = None
+        self._by_step, self._analyses = False, 0
+
+    @property
+    def news(self) -> list[Call]:
+        """Calls since the last analysis that are of another kind than all before, or ran other modules."""
+        if self._recorder is None or not self._recorder.news or self._analyses >= _MOST_ANALYSES:
+            return []
+        return [self._step] if self._by_step and self._step is not None else self._recorder.news
 
     def analyse(
         self,
@@ -46,6 +80,7 @@ class FirstBatchRecorder:
         rewrite_hard_coded: bool,
         resumed: Mapping[str, Any],
         calls: Sequence[Call] | None,
+        so_far: ChannelGroups | None = None,
     ) -> tuple[ChannelGroups, OriginalNetwork]:
         """Find the groups of the network as it is now, and what it was before its first prune.
 
@@ -55,40 +90,79 @@ class FirstBatchRecorder:
             rewrite_hard_coded: As in :func:`~lightning_taylor_prune.groups.find.find_groups`.
             resumed: The callback's state in a checkpoint; empty where training begins. The groups are then those
                 that the network had before its first prune, less what was removed.
-            calls: How the network is called, where that is known without a first batch.
+            calls: How the network is called, where that is known without a first batch; further calls, if it has been
+                analysed already.
+            so_far: Groups of the network, which is unpruned, over other calls.
 
         Raises:
             MisconfigurationException: No call was seen.
-            TraceError: No part of the network can be traced.
+            TraceError: No part of the network, or one of the further calls, cannot be traced.
         """
-        if not resumed:
-            groups = self._find_groups(pl_module, ranks, rewrite_hard_coded)
-            return groups, OriginalNetwork.of(pl_module, groups)
-        original = OriginalNetwork.from_state_dict(resumed["original"])
-        if calls is None:
-            calls = self._calls_like_those_of(original, pl_module, ranks)
-        return original.find_groups(pl_module, calls, rewrite_hard_coded).restricted(resumed["kept"]), original
+        if so_far is not None and calls:
+            return self._analyse_again(pl_module, so_far, calls, rewrite_hard_coded)
+        if resumed:
+            original = OriginalNetwork.from_state_dict(resumed["original"])
+            if calls is None:
+                calls = self._calls_like_those_of(original, pl_module, ranks)
+            return original.find_groups(pl_module, calls, rewrite_hard_coded).restricted(resumed["kept"]), original
+        recorder = self._seen(pl_module)
+        with recorder.paused():
+            groups = self._find_groups(recorder, pl_module, ranks, rewrite_hard_coded)
+        self._settle(recorder)
+        return groups, OriginalNetwork.of(pl_module, groups)
 
-    def _find_groups(self, pl_module: LightningModule, ranks: Ranks, rewrite_hard_coded: bool) -> ChannelGroups:
-        """Analyse the network as the first batch calls it: as a whole, or else its submodules."""
-        recorder = self._end(pl_module)
+    def _analyse_again(
+        self, pl_module: LightningModule, groups: ChannelGroups, news: Sequence[Call], rewrite_hard_coded: bool
+    ) -> tuple[ChannelGroups, OriginalNetwork]:
+        recorder = self._seen(pl_module)
+        names = sorted({call.name or type(pl_module).__name__ for call in news})
+        rank_zero_info(f"The network runs in a new way (in a call of `{'`, `'.join(names)}`) and is analysed again.")
+        with recorder.paused():
+            found = groups_with_calls(pl_module, groups, news, rewrite_hard_coded)
+        self._settle(recorder)
+        return found, OriginalNetwork.of(pl_module, found)
+
+    def _settle(self, recorder: CallRecorder) -> None:
+        self._analyses += 1
+        recorder.settle()
+
+    def _find_groups(
+        self, recorder: CallRecorder, pl_module: LightningModule, ranks: Ranks, rewrite_hard_coded: bool
+    ) -> ChannelGroups:
+        """Analyse the training step, where only that shows how layers work together, or else what it calls."""
+        if self._step is not None and recorder.needs_step():
+            try:
+                groups = _groups_of_step(self._step, pl_module, ranks, rewrite_hard_coded)
+                self._by_step = True
+                return groups
+            except TraceError as error:
+                if not recorder.calls:
+                    raise
+                rank_zero_info(f"The calls in `training_step` are analysed one by one: {error}")
         return groups_of_network(
-            pl_module, recorder.calls, lambda: _submodules_of_first_rank(recorder, pl_module, ranks), rewrite_hard_coded
+            pl_module,
+            recorder.calls,
+            lambda: answered_by_first_rank(recorder.real_calls, pl_module, ranks),
+            lambda: submodules_of_first_rank(recorder, pl_module, ranks),
+            rewrite_hard_coded,
         )
 
     def _calls_like_those_of(
         self, original: OriginalNetwork, pl_module: LightningModule, ranks: Ranks
     ) -> Sequence[Call]:
-        """Return the first batch's calls of what was analysed before: the whole network, or its submodules."""
-        recorder = self._end(pl_module)
-        if original.in_submodules:
-            return _submodules_of_first_rank(recorder, pl_module, ranks).calls
-        return recorder.calls
+        """Return the first batch's calls of what was analysed before: step, whole network, or its submodules."""
+        recorder, step = self._seen(pl_module), self._step
+        with recorder.paused():
+            if original.in_submodules:
+                return submodules_of_first_rank(recorder, pl_module, ranks).calls
+            real = [step] if original.by_step and step is not None else recorder.real_calls
+            if original.answered:
+                return answered_by_first_rank(real, pl_module, ranks)
+            return [tree_fake(call, FakeMode()) for call in real]
 
-    def _end(self, pl_module: LightningModule) -> CallRecorder:
+    def _seen(self, pl_module: LightningModule) -> CallRecorder:
         recorder = self._recorder
-        self.close()
-        if recorder is None or not recorder.calls:
+        if recorder is None or not (recorder.calls or self._step):
             wanted = f"`{self._target}`" if self._target else "a network"
             raise MisconfigurationException(
                 f"Expected {type(pl_module).__name__}.training_step to call {wanted}, but in its first batch no such "
@@ -102,14 +176,20 @@ def calls_of_checkpoint(resumed: Mapping[str, Any], pl_module: LightningModule) 
     return OriginalNetwork.from_state_dict(resumed["original"]).calls(pl_module)
 
 
-def _submodules_of_first_rank(recorder: CallRecorder, pl_module: LightningModule, ranks: Ranks) -> TraceableSubmodules:
-    """Return what rank 0 can trace: what is called depends on values, and these on the rank."""
-    own = traceable_submodules(recorder)
-    if ranks.count == 1:
-        return own
-    encoded = {"calls": encode_calls(own.calls, pl_module.device), "fixed": list(own.fixed)}
-    found = from_text(ranks.from_first(to_text(encoded)))
-    if found["calls"] is None:
-        ranks.agree(" ".join(call.module for call in own.calls))
-        return own
-    return TraceableSubmodules(tuple(decode_calls(found["calls"], pl_module.device)), tuple(found["fixed"]))
+def _training_step(pl_module: LightningModule, batch: Any, batch_idx: int) -> Call | None:
+    """Return the call of the training step that Lightning makes for a batch; ``None`` if it fetches its own data."""
+    parameters = [*inspect.signature(pl_module.training_step).parameters.values()]
+    if not parameters or parameters[0].name == "dataloader_iter":
+        return None
+    takes_index = len(parameters) > 1 or parameters[0].kind is inspect.Parameter.VAR_POSITIONAL
+    return Call("", (batch, batch_idx) if takes_index else (batch,), method=_STEP)
+
+
+def _groups_of_step(step: Call, pl_module: LightningModule, ranks: Ranks, rewrite_hard_coded: bool) -> ChannelGroups:
+    return groups_of_network(
+        pl_module,
+        [tree_fake(step, FakeMode())],
+        lambda: answered_by_first_rank([step], pl_module, ranks),
+        lambda: TraceableSubmodules((), ()),
+        rewrite_hard_coded,
+    )

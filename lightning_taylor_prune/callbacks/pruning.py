@@ -8,6 +8,7 @@ from typing import Any, get_args
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_taylor_prune.callbacks.calls_of_ranks import calls_of_all_ranks
 from lightning_taylor_prune.callbacks.copies import FollowingCopies
 from lightning_taylor_prune.callbacks.first_batch import FirstBatchRecorder, calls_of_checkpoint
 from lightning_taylor_prune.callbacks.metrics import log_prune
@@ -159,8 +160,12 @@ class TaylorPruningCallback(ResumablePruning):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Record how the first batch calls the network."""
         self._validation.withdraw(trainer)
-        if self._is_waiting:
-            self._first_batch.begin(pl_module)
+        if self.stop_reason is None and not self.history:
+            self._first_batch.begin(pl_module, batch, batch_idx)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
+        """End recording the forward pass."""
+        self._first_batch.end_forward()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take in the gradients of one optimizer step, once they are complete."""
@@ -172,8 +177,7 @@ class TaylorPruningCallback(ResumablePruning):
             if self.pruner is not None:
                 self.pruner.discard()
             return
-        if self.pruner is None:
-            self._begin(pl_module)
+        self._begin_if_new(pl_module)
         if self.stop_reason is not None:
             return
         self._scored_step = trainer.global_step
@@ -191,14 +195,14 @@ class TaylorPruningCallback(ResumablePruning):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Prune if an interval of optimizer steps is complete."""
+        self._first_batch.end_batch()
         step = trainer.global_step
         if self.stop_reason is not None or step == self._seen_step:
             return  # the same step again: inside an accumulation window
         self._seen_step = step
-        if self.pruner is None:
-            if pl_module.automatic_optimization:
-                return  # no backward pass yet: the training step returned None
-            self._begin(pl_module)
+        if self.pruner is None and pl_module.automatic_optimization:
+            return  # no backward pass yet: the training step returned None
+        self._begin_if_new(pl_module)
         if self.stop_reason is None and (intervals := self._intervals_at(step)) > self._intervals:
             self._intervals = intervals
             self._prune(trainer, pl_module)
@@ -225,11 +229,6 @@ class TaylorPruningCallback(ResumablePruning):
         fresh = {"_module": None, "_ranks": None, "_validation": ValidationRequest(), "_copies": FollowingCopies()}
         return {**super().__getstate__(), **fresh, "_first_batch": FirstBatchRecorder(self.target)}
 
-    @property
-    def _is_waiting(self) -> bool:
-        """Whether the network has yet to be analysed."""
-        return self.pruner is None and self.stop_reason is None
-
     def _intervals_at(self, step: int) -> int:
         return max(step - self.start_step, 0) // self.every_n_steps
 
@@ -244,13 +243,25 @@ class TaylorPruningCallback(ResumablePruning):
         self._first_batch.close()
         super()._close()
 
+    def _begin_if_new(self, pl_module: LightningModule) -> None:
+        """Analyse the network at the first batch, and at one that calls it in other ways before the first prune.
+
+        Ranks may see other paths at other times: they look at what all have seen at the first prune.
+        """
+        alone = self._ranks is not None and self._ranks.count == 1
+        news = self._first_batch.news if alone and not self.history else []
+        if self.pruner is None or news:
+            self._begin(pl_module, news or None)
+
     def _begin(self, pl_module: LightningModule, calls: Sequence[Call] | None = None) -> None:
         """Analyse the network and begin to score it; of one that a checkpoint has pruned, go on with its scores."""
         ranks, rewrite = self._ranks or Ranks(self.state_key, self.rank_timeout), self.settings.rewrite_hard_coded
         with logging_off(pl_module), warnings_of_first_rank():
             found, reason = analysis_and_reason(
-                lambda: self._first_batch.analyse(pl_module, ranks, rewrite, self._resumed, calls), self.on_unprunable
+                lambda: self._first_batch.analyse(pl_module, ranks, rewrite, self._resumed, calls, self.groups),
+                self.on_unprunable,
             )
+        super()._close()
         if found is not None:
             with as_misconfiguration():
                 self.pruner = Pruner.of_groups(pl_module, self.settings, *found, ranks)
@@ -271,6 +282,10 @@ class TaylorPruningCallback(ResumablePruning):
     def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune and log it; or say why not."""
         assert self.pruner is not None
+        if not self.history and self._ranks is not None:
+            if news := calls_of_all_ranks(self._first_batch.news, pl_module, self._ranks):
+                return self._begin(pl_module, news)
+            self._first_batch.close()
         self.pruner.optimizers = trainer.optimizers
         with logging_off(pl_module):
             outcome = self.pruner.prune(

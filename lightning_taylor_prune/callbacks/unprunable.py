@@ -8,7 +8,7 @@ from typing import Literal
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_taylor_prune.errors import TraceError
+from lightning_taylor_prune.errors import PlanError, TraceError
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.pruning.original import OriginalNetwork
 from lightning_taylor_prune.report import locked_lines
@@ -31,11 +31,12 @@ def analysis_and_reason(
 
     Raises:
         TraceError: No part of the network can be traced, and that is to be an error.
+        PlanError: A resumed network has other groups than when it was pruned, and that is to be an error.
         MisconfigurationException: Every channel is locked, and that is to be an error.
     """
     try:
         groups, original = analyse()
-    except TraceError as error:
+    except (TraceError, PlanError) as error:  # the latter: a resumed network runs other ways than it did
         if on_unprunable == "error":
             raise
         return None, f"nothing can be pruned. {error}"

@@ -28,7 +28,7 @@ from lightning_taylor_prune.tracing.isolation import Snapshot, Write
 from lightning_taylor_prune.tracing.leaks import clear_frames
 from lightning_taylor_prune.tracing.recorder import Trace
 from lightning_taylor_prune.tracing.runs import PreparedRun, user_line
-from lightning_taylor_prune.tracing.values import NEEDS_VALUES, KnownValues, value_of
+from lightning_taylor_prune.tracing.values import NEEDS_VALUES, KnownValues, as_answer, made_up, value_of
 
 
 class _DivergedError(Exception):
@@ -40,12 +40,17 @@ class DryRun:
 
     Results of operators are stored and used again: few shapes change from one cut to the next.
 
+    Code may take another path now than when it was traced (one for each task in turn, say): that is no disagreement as
+    long as the other path is that of another trace, and as predicted.
+
     Args:
         traces: The traces of the network, as they were recorded.
+        shown: How many of these, the first ones, show what the code does now; the others show former paths.
     """
 
-    def __init__(self, traces: Sequence[Trace]) -> None:
+    def __init__(self, traces: Sequence[Trace], shown: int | None = None) -> None:
         self.traces = traces
+        self.shown = len(traces) if shown is None else shown
         self.results = [KnownResults() for _ in traces]
         self._tensors: list[dict[str, Tensor]] = [{} for _ in traces]
 
@@ -81,6 +86,16 @@ class DryRun:
                 last = known[name] = resized_fake(trace.mode, old, shape)
             fakes[id(old)] = last
         return {name: fakes[id(tensor)] for name, tensor in trace.tensors.items()}
+
+    def alternatives_of(self, number: int) -> list[int]:
+        """Return the numbers of the other paths that the code of a trace may take."""
+        situation = self.traces[number].situation
+        return [i for i, trace in enumerate(self.traces) if i != number and trace.situation == situation]
+
+    def forget_results(self) -> None:
+        """Let go of all stored results: another dry run has the same traces from now on."""
+        self.results = [KnownResults() for _ in self.traces]
+        self._tensors = [{} for _ in self.traces]
 
     def forget_leaks(self, number: int, tensors: Mapping[str, Tensor]) -> None:
         """Make the network's code forget the fake tensors of the last run of a trace, made with these parameters."""
@@ -122,8 +137,13 @@ class PreparedDryRun:
             return self._known[key]
 
     def _run_all(self, changes: Sequence[Write]) -> Divergence | None:
-        found = (self._run(number, changes) for number in range(len(self._dry_run.traces)))
-        return next((divergence for divergence in found if divergence is not None), None)
+        for number in range(self._dry_run.shown):
+            divergence = self._run(number, changes)
+            if divergence is not None and not any(
+                self._run(other, changes) is None for other in self._dry_run.alternatives_of(number)
+            ):
+                return divergence
+        return None
 
     def _run(self, number: int, changes: Sequence[Write]) -> Divergence | None:
         dry_run, trace = self._dry_run, self._dry_run.traces[number]
@@ -220,11 +240,11 @@ class _Check:
     def _answer(self, index: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             return self._values.call(func, args, kwargs)
-        except NEEDS_VALUES:  # of a tensor that is cut: what it was when it was traced
-            answer = self._ops[index].meta["val"]
-            if isinstance(answer, Tensor):
-                raise
-            return answer
+        except NEEDS_VALUES:  # of a tensor that is cut, or of the input: what it was when it was traced
+            before = self._ops[index].meta["val"]
+            shapes = [rule.apply(self._counts) for rule in self._rules[index]]
+            now = [as_answer(v, shape) for v, shape in zip(as_results(before), shapes, strict=True)]
+            return made_up((args, kwargs), type(before)(now) if isinstance(before, (tuple, list)) else now[0])
 
     def _passes_unchanged(self, index: int) -> bool:
         """Whether an operator only changes the memory layout, and so may be absent when an axis has size 1."""

@@ -8,12 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from lightning_taylor_prune.errors import PruningWarning, TraceError
+from lightning_taylor_prune.errors import PruningError, PruningWarning, TraceError
 from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.groups.paths import Paths
 from lightning_taylor_prune.groups.progress import Progress
 from lightning_taylor_prune.groups.search import Search
-from lightning_taylor_prune.tracing.call import Call
-from lightning_taylor_prune.tracing.graph import trace_both_modes
+from lightning_taylor_prune.labels.idle import COULD_BE_USED
+from lightning_taylor_prune.tracing.call import Call, tree_fake
+from lightning_taylor_prune.tracing.fakes import FakeMode
+from lightning_taylor_prune.tracing.paths import answered_paths, passages, trace_paths
+from lightning_taylor_prune.tracing.recorder import Trace
 from lightning_taylor_prune.tracing.submodules import TraceableSubmodules, submodules_of_call
 from lightning_taylor_prune.tracing.tensors import scripted_tensors
 
@@ -28,8 +32,9 @@ def find_groups(
     """Find which channels of a network can be removed, and which must be removed together.
 
     The network is run on fake tensors, in training and in evaluation mode; nothing is computed, and it is
-    unchanged afterwards. A network that depends on the values of tensors (a detector, say) is run once with real
-    values, and those of its submodules that do not depend on them are analysed: backbone and heads.
+    unchanged afterwards. A network that depends on the values of tensors (``if x.sum() > 0``, a detector) is run with
+    the real values of ``example_inputs``, and analysed as it ran with these; where even that fails, those of its
+    submodules are analysed that do not depend on values.
 
     Args:
         model: Any network.
@@ -54,21 +59,28 @@ def find_groups(
     """
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     call = Call("", args, dict(example_kwargs or {}))
-    return groups_of_network(model, [call], lambda: submodules_of_call(model, call), rewrite_hard_coded)
+
+    def answered() -> Sequence[Call]:
+        return answered_paths(model, [call])
+
+    return groups_of_network(model, [call], answered, lambda: submodules_of_call(model, call), rewrite_hard_coded)
 
 
 def groups_of_network(
     model: nn.Module,
     calls: Sequence[Call],
+    answered: Callable[[], Sequence[Call]],
     submodules: Callable[[], TraceableSubmodules],
     rewrite_hard_coded: bool = False,
 ) -> ChannelGroups:
-    """Find groups of the whole network, or else of the submodules that can be traced.
+    """Find groups of the whole network; where that depends on values, with those of a real run; else of submodules.
 
     Args:
         model: The network.
         calls: How it is called.
-        submodules: Finds what can be traced of it; only asked if the whole cannot be traced.
+        answered: Returns the calls with what their operators give for real; only asked if they cannot be traced
+            without.
+        submodules: Finds what can be traced of it; only asked if the whole cannot be traced even so.
         rewrite_hard_coded: As in :func:`find_groups`.
 
     Raises:
@@ -77,14 +89,44 @@ def groups_of_network(
     try:
         return groups_of_calls(model, calls, rewrite_hard_coded=rewrite_hard_coded)
     except TraceError as error:
-        found = submodules() if error.in_forward else None
-        if found is None or not found.calls:
+        if not error.in_forward:
             raise
-        groups = groups_of_calls(model, found.calls, rewrite_hard_coded=rewrite_hard_coded, fixed=found.fixed)
-        if not groups.num_units:
+        reason = error
+    try:
+        return groups_of_calls(model, answered(), rewrite_hard_coded=rewrite_hard_coded)
+    except PruningError:
+        found = submodules()
+    groups = groups_of_calls(model, found.calls, None, rewrite_hard_coded, found.fixed) if found.calls else None
+    if groups is None or not groups.num_units:
+        raise reason
+    warnings.warn(found.describe(str(reason)), PruningWarning, stacklevel=3)
+    return groups
+
+
+def groups_with_calls(
+    model: nn.Module, groups: ChannelGroups, news: Sequence[Call], rewrite_hard_coded: bool
+) -> ChannelGroups:
+    """Find the groups of an unpruned network anew, as it is called in further ways.
+
+    Args:
+        model: The network.
+        groups: Its groups so far.
+        news: Further calls, with real tensors where they may depend on the values of these.
+        rewrite_hard_coded: As in :func:`find_groups`.
+
+    Raises:
+        TraceError: One of the further calls cannot be traced.
+    """
+    fakes = [tree_fake(call, FakeMode()) for call in news]
+    former = groups.structure.propagation.traces
+    groups.analysis.dry_run.forget_results()
+    try:
+        return groups_of_calls(model, [*groups.calls, *fakes], None, rewrite_hard_coded, groups.fixed, former)
+    except TraceError as error:
+        if not error.in_forward:
             raise
-        warnings.warn(found.describe(str(error)), PruningWarning, stacklevel=3)
-        return groups
+    calls = [*groups.calls, *answered_paths(model, news)]
+    return groups_of_calls(model, calls, None, rewrite_hard_coded, groups.fixed, former)
 
 
 def groups_of_calls(
@@ -93,6 +135,7 @@ def groups_of_calls(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     rewrite_hard_coded: bool = False,
     fixed: Collection[str] = (),
+    former: Sequence[Trace] = (),
 ) -> ChannelGroups:
     """Find groups over several ways in which a network is called; what any of them ties together is tied.
 
@@ -102,8 +145,25 @@ def groups_of_calls(
         shapes: Shapes of its parameters and buffers before it was pruned, to find the groups of that network.
         rewrite_hard_coded: As in :func:`find_groups`.
         fixed: Names of parameters and buffers that must keep their shapes, as they are used outside of the calls.
+        former: Traces of the same calls that were made before. The code may take other paths now; what it did then
+            still counts.
     """
     progress = Progress()
-    traces = [t for call in calls for t in trace_both_modes(model, call, shapes)]
+    traces = [t for call in calls for t in trace_paths(model, call, shapes)]
+    known = {found for t in traces for found in passages(t)}
+    paths = Paths(calls, traces, [t for t in former if not passages(t) <= known])
     fixed = (*fixed, *scripted_tensors(model))
-    return Search(model, calls, traces, rewrite_hard_coded, fixed, progress).run()
+    groups = Search(model, paths, rewrite_hard_coded, fixed, progress).run()
+    _warn_of_layers_that_do_not_run(groups)
+    return groups
+
+
+def _warn_of_layers_that_do_not_run(groups: ChannelGroups) -> None:
+    reasons = {entry.reason: None for entry in groups.locked if entry.reason.startswith(COULD_BE_USED)}
+    if reasons:
+        warnings.warn(
+            f"Some channels are locked as each {'; each '.join(reasons)}. Remove such layers if nothing uses them, or "
+            "analyse the network as it runs with them.",
+            PruningWarning,
+            stacklevel=4,
+        )

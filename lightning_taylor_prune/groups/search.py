@@ -17,16 +17,16 @@ from lightning_taylor_prune.groups.dry_run import DryRun
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.groups.infer_sizes import find_rewriting, find_size_rules
 from lightning_taylor_prune.groups.infer_ties import find_ties, keeps_a_choice
+from lightning_taylor_prune.groups.paths import Paths
 from lightning_taylor_prune.groups.progress import Progress
 from lightning_taylor_prune.groups.shapes import KeepMask
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.groups.trial import Contradiction, Trial
 from lightning_taylor_prune.groups.trial_cuts import trial_cuts
 from lightning_taylor_prune.labels.places import Lock, Rejection, Site, Tie
-from lightning_taylor_prune.labels.propagate import Propagation, propagate
+from lightning_taylor_prune.labels.propagate import Propagation, propagate, used_tensors
 from lightning_taylor_prune.labels.rules.registry import find_rules
-from lightning_taylor_prune.tracing.call import Call
-from lightning_taylor_prune.tracing.recorder import Trace
+from lightning_taylor_prune.modules.idle import idle_axes, unused_tensors
 
 Outcome = tuple[ChannelGroups, Contradiction | None]
 
@@ -44,8 +44,7 @@ class Search:
 
     Args:
         model: The network.
-        calls: How it is called.
-        traces: What these calls run.
+        paths: How it is called, and what these calls run.
         rewrite_hard_coded: As in :func:`~lightning_taylor_prune.groups.find.find_groups`.
         fixed: Names of parameters and buffers that must keep their shapes.
         progress: Is told what the search does.
@@ -54,16 +53,16 @@ class Search:
     def __init__(
         self,
         model: nn.Module,
-        calls: Sequence[Call],
-        traces: Sequence[Trace],
+        paths: Paths,
         rewrite_hard_coded: bool,
         fixed: Collection[str],
         progress: Progress,
     ) -> None:
-        self._model, self._calls, self._traces = model, calls, traces
+        self._model, self._calls, self._traces = model, paths.calls, paths.traces
         self._rewrite, self._fixed = rewrite_hard_coded, fixed
-        self._dry_run = DryRun(traces)
-        self._rejected: dict[Site, Rejection] = {}
+        self._idle = idle_axes(model, unused_tensors(model, used_tensors(paths.traces)))
+        self._dry_run = DryRun(paths.traces, len(paths.shown))
+        self._rejected: dict[Site, Rejection] = paths.unverified()
         self._locks: tuple[Lock, ...] = ()
         self._ties: tuple[Tie, ...] = ()
         self._changes = CodeChanges()
@@ -92,7 +91,7 @@ class Search:
         return try_cuts(self._model, groups, self._rewrite)
 
     def _propagate(self, ties: Sequence[Tie]) -> Propagation:
-        return propagate(self._traces, self._rejected, (*self._ties, *ties), self._fixed, self._locks)
+        return propagate(self._traces, self._rejected, (*self._ties, *ties), self._fixed, self._locks, self._idle)
 
     def tie(self, found: Contradiction) -> Outcome | None:
         """Tie axes of which the code mixes up the sizes, if it then gets further and some channels remain removable."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import getitem
 from typing import Any
@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.fx import Node
 
 from lightning_taylor_prune.errors import PruningWarning
+from lightning_taylor_prune.labels.idle import settle_idle
 from lightning_taylor_prune.labels.places import Axis, Lock, Rejection, Site, Tie
 from lightning_taylor_prune.labels.rectangles import settle_rectangles
 from lightning_taylor_prune.labels.rules.context import Expectation, Notes, RuleContext, find_labels
 from lightning_taylor_prune.labels.rules.registry import Rule, find_rules, operator_name
-from lightning_taylor_prune.labels.space import Field, Labels, LabelSpace, on_axis
+from lightning_taylor_prune.labels.space import Field, Labels, LabelSpace, axes_of, on_axis
+from lightning_taylor_prune.modules.idle import IdleAxis
 from lightning_taylor_prune.tracing.recorder import Trace
 
 
@@ -61,6 +63,7 @@ def propagate(
     ties: Sequence[Tie] = (),
     fixed: Collection[str] = (),
     locks: Sequence[Lock] = (),
+    idle: Sequence[IdleAxis] = (),
 ) -> Propagation:
     """Run traces on labels.
 
@@ -70,6 +73,7 @@ def propagate(
         ties: Axes to tie in addition to those that operators tie.
         fixed: Names of parameters and buffers that are also used outside of the traces.
         locks: Channels to lock beyond what the operators do.
+        idle: Axes of layers that no trace runs.
     """
     space = LabelSpace()
     axes, parameters = _label_parameters(space, traces[0])
@@ -81,9 +85,11 @@ def propagate(
             space.lock(f, "is also used by code that cannot be traced")
     for lock in locks:
         space.lock(lock.labels, lock.reason)
-    _lock_unused(space, traces, parameters)
+    _lock_unused(space, traces, parameters, {(axis.tensor, axis.dim) for axis in idle})
     notes = [run.notes for run in runs]
     settle_rectangles(space, [r for n in notes for r in n.rectangles], [d for n in notes for d in n.deferred])
+    if idle:
+        settle_idle(space, idle, parameters, (value for run in runs for value in run.activations()))
     starts = np.array([axis.start for axis in axes] + [np.inf])
     return Propagation(
         traces=traces,
@@ -126,17 +132,28 @@ def _axis_numbers(starts: Any, fields: Sequence[Field]) -> list[int]:
     return list(numbers)
 
 
-def _lock_unused(space: LabelSpace, traces: Sequence[Trace], parameters: Mapping[str, Labels]) -> None:
-    used = {
-        id(parameters[node.meta["tensor"]])
+def used_tensors(traces: Sequence[Trace]) -> set[str]:
+    """Return the first names of the parameters and buffers that some trace uses."""
+    return {
+        node.meta["tensor"]
         for trace in traces
         for node in trace.graph.nodes
         if node.op == "placeholder" and "tensor" in node.meta and node.users
     }
-    for value in parameters.values():
+
+
+def _lock_unused(
+    space: LabelSpace,
+    traces: Sequence[Trace],
+    parameters: Mapping[str, Labels],
+    idle: Collection[tuple[str, int | None]],
+) -> None:
+    used = {id(parameters[name]) for name in used_tensors(traces)}
+    for name, value in parameters.items():
         if id(value) not in used:
             for f in value.fields:
-                space.lock(f, "is not used in the forward pass")
+                if (name, axes_of(f)[0]) not in idle:
+                    space.lock(f, "is not used in the forward pass")
 
 
 class _Run:
@@ -170,6 +187,13 @@ class _Run:
         for node in trace.outputs:
             for f in self._values[node].fields:
                 space.lock(f, why if trace.call.is_submodule else "is an output of the network")
+
+    def activations(self) -> Iterator[Labels]:
+        """Yield the labels of the inputs, and of every result that depends on them."""
+        for node, value in self._values.items():
+            if node.op == "placeholder" and isinstance(value, Labels) and "input" in node.meta:
+                yield value
+        yield from (value for values in self.results for value in values if not value.static)
 
     @staticmethod
     def _placeholder(node: Node, parameters: Mapping[str, Labels]) -> Labels:

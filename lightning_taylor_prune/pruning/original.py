@@ -25,6 +25,8 @@ class OriginalNetwork:
         encoded_calls: The calls as plain data; ``None`` where their arguments hold other things than that.
         fixed: Names of parameters and buffers that keep their sizes.
         in_submodules: The network cannot be traced as a whole.
+        by_step: What was analysed is the training step itself.
+        answered: The calls depend on the values of tensors, and were run for real once.
     """
 
     shapes: Mapping[str, Sequence[int]]
@@ -32,6 +34,8 @@ class OriginalNetwork:
     encoded_calls: Sequence[dict[str, Any]] | None
     fixed: tuple[str, ...]
     in_submodules: bool
+    by_step: bool = False
+    answered: bool = False
 
     @staticmethod
     def of(model: nn.Module, groups: ChannelGroups) -> OriginalNetwork:
@@ -46,7 +50,15 @@ class OriginalNetwork:
             attributes.setdefault(rule.module, {})[rule.path] = rule.original
         calls = encode_calls(groups.calls, device_of(model))
         in_submodules = any(call.is_submodule for call in groups.calls)
-        return OriginalNetwork(shapes_of(model), attributes, calls, groups.fixed, in_submodules)
+        return OriginalNetwork(
+            shapes_of(model),
+            attributes,
+            calls,
+            groups.fixed,
+            in_submodules,
+            by_step=any(call.method for call in groups.calls),
+            answered=any(call.answers for call in groups.calls),
+        )
 
     def find_groups(self, model: nn.Module, calls: Sequence[Call], rewrite_hard_coded: bool) -> ChannelGroups:
         """Analyse a pruned network as it was before; the network comes out untouched.
@@ -79,13 +91,15 @@ class OriginalNetwork:
             "calls": self.encoded_calls,
             "fixed": list(self.fixed),
             "in_submodules": self.in_submodules,
+            "by_step": self.by_step,
+            "answered": self.answered,
         }
 
     @staticmethod
     def from_state_dict(state: Mapping[str, Any]) -> OriginalNetwork:
         """Read what :meth:`state_dict` returned."""
-        fixed = tuple(state["fixed"])
-        return OriginalNetwork(state["shapes"], state["attributes"], state["calls"], fixed, state["in_submodules"])
+        renamed = {"encoded_calls": state["calls"], "fixed": tuple(state["fixed"])}
+        return OriginalNetwork(**{name: value for name, value in state.items() if name != "calls"} | renamed)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -246,6 +246,8 @@ class Pruner:
             return False
         kept = self.groups.kept_units()
         found = self.original.find_groups(self.model, self.groups.calls, self.settings.rewrite_hard_coded)
+        if found.kept_units().keys() != kept.keys():  # it ties other channels now: what is concerned is refused
+            return False
         self.groups = found.restricted(kept)
         self._warn("The network does other things than when it was analysed first, and was analysed again.")
         return True

@@ -46,17 +46,25 @@ class Ranks:
             return message
         return json.loads(self._wait(key, [0])[0])
 
+    def from_all(self, message: str) -> list[str]:
+        """Return the messages of all ranks, in their order.
+
+        Raises:
+            PruningError: Some ranks did not answer in time.
+        """
+        if self.count == 1:
+            return [message]
+        key = self._next_key()
+        self._store.set(f"{key}/{self.rank}", message)
+        return self._wait(key, list(range(self.count)), suffix=True)
+
     def agree(self, message: str) -> None:
         """Check that all ranks have the same message.
 
         Raises:
             PruningError: They do not, or some did not answer in time; the error names the ranks.
         """
-        if self.count == 1:
-            return
-        key = self._next_key()
-        self._store.set(f"{key}/{self.rank}", message)
-        messages = self._wait(key, list(range(self.count)), suffix=True)
+        messages = self.from_all(message)
         if len(set(messages)) > 1:
             groups: dict[str, list[int]] = {}
             for rank, text in enumerate(messages):

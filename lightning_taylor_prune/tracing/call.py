@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,27 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from lightning_taylor_prune.tracing.fakes import FakeMode
+
+
+class MadeTensor(NamedTuple):
+    """Shape and type of a tensor that an operator made."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Answer(NamedTuple):
+    """What an operator gave for real that fake tensors cannot tell, such as `item` or `nonzero`.
+
+    Attributes:
+        position: How many operators ran before it.
+        operator: Its name.
+        result: What it gave: numbers, and :class:`MadeTensor` in place of tensors.
+    """
+
+    position: int
+    operator: str
+    result: Any
 
 
 @dataclass(frozen=True)
@@ -24,6 +45,11 @@ class Call:
         kwargs: Keyword arguments, likewise.
         autocast: Device type and dtype, if the call is made under autocast.
         is_submodule: The network cannot be traced as a whole; this call of a submodule is traced in its place.
+        method: Name of the method that is called; ``""`` for the module itself, with its hooks.
+        draw: Seed of Python's and NumPy's random generators, where the code draws which way it takes.
+        answers: What operators gave that depend on the values of tensors, see :class:`Answer`.
+        in_other_mode: All modules are in training mode where the called one is not now, or in evaluation mode where it
+            is. Only calls with answers are of one mode; others are traced in both.
     """
 
     module: str
@@ -31,6 +57,15 @@ class Call:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     autocast: tuple[str, torch.dtype] | None = None
     is_submodule: bool = False
+    method: str = ""
+    draw: int = 0
+    answers: tuple[Answer, ...] = ()
+    in_other_mode: bool = False
+
+    @property
+    def name(self) -> str:
+        """What is called, for messages."""
+        return ".".join(part for part in (self.module, self.method) if part)
 
 
 def tree_fake(call: Call, mode: FakeTensorMode) -> Call:
@@ -82,6 +117,12 @@ def encode_calls(calls: Sequence[Call], device: torch.device) -> list[dict[str, 
             return leaf
         raise TypeError(f"{type(leaf).__name__} is not plain data")
 
+    def plain(leaf: Any) -> Any:
+        return {_MADE: [list(leaf.shape), leaf.dtype]} if isinstance(leaf, MadeTensor) else leaf
+
+    def is_made(value: Any) -> bool:
+        return isinstance(value, MadeTensor)
+
     try:
         return [
             {
@@ -90,6 +131,10 @@ def encode_calls(calls: Sequence[Call], device: torch.device) -> list[dict[str, 
                 "kwargs": tree_map(encode, dict(call.kwargs)),
                 "autocast": None if call.autocast is None else call.autocast[1],
                 "is_submodule": call.is_submodule,
+                "method": call.method,
+                "draw": call.draw,
+                "answers": [[a.position, a.operator, tree_map(plain, a.result, is_leaf=is_made)] for a in call.answers],
+                "in_other_mode": call.in_other_mode,
             }
             for call in calls
         ]
@@ -108,8 +153,11 @@ def decode_calls(encoded: Sequence[dict[str, Any]], device: torch.device) -> lis
         with mode:
             return torch.empty_strided(shape, stride, dtype=dtype, device=where, requires_grad=requires_grad)
 
+    def made(leaf: Any) -> Any:
+        return MadeTensor(tuple(leaf[_MADE][0]), leaf[_MADE][1]) if isinstance(leaf, dict) else leaf
+
     def is_leaf(value: Any) -> bool:
-        return isinstance(value, dict) and _TENSOR in value
+        return isinstance(value, dict) and not value.keys().isdisjoint((_TENSOR, _MADE))
 
     mode = FakeMode()
     return [
@@ -119,9 +167,14 @@ def decode_calls(encoded: Sequence[dict[str, Any]], device: torch.device) -> lis
             tree_map(decode, call["kwargs"], is_leaf=is_leaf),
             None if call["autocast"] is None else (device.type, call["autocast"]),
             call["is_submodule"],
+            call["method"],
+            call["draw"],
+            tuple(Answer(at, name, tree_map(made, result, is_leaf=is_leaf)) for at, name, result in call["answers"]),
+            call["in_other_mode"],
         )
         for call in encoded
     ]
 
 
+_MADE = "made tensor: shape, dtype"
 _TENSOR = "tensor: shape, stride, dtype, on the network's device, requires_grad"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from operator import getitem
 from typing import Any
 
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
-from lightning_taylor_prune.errors import PruningWarning, TraceError
+from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.hooks import Onlookers
+from lightning_taylor_prune.tracing.isolation import Snapshot
 from lightning_taylor_prune.tracing.leaks import clear_frames
 from lightning_taylor_prune.tracing.recorder import Trace, fake_trace, training_flags
-from lightning_taylor_prune.tracing.runs import run, source_line, user_line
+from lightning_taylor_prune.tracing.runs import PreparedRun, source_line, user_line
 from lightning_taylor_prune.tracing.tensors import find_tensors, memory_of
 from lightning_taylor_prune.tracing.values import KnownValues, value_of
 
@@ -58,11 +59,11 @@ def _trace_once(
 ) -> Trace:
     recorded = fake_trace(root, call, training, shapes)
     recorded.onlookers = onlookers
-    builder = _GraphBuilder(
-        root, recorded, KnownValues(recorded.mode, recorded.tensors, value_of(root, recorded.tensors))
-    )
+    values = KnownValues(recorded.mode, recorded.tensors, value_of(root, recorded.tensors), call.answers)
+    builder = _GraphBuilder(root, recorded, values)
+    prepared = PreparedRun(root, recorded, Snapshot(root))
     try:
-        result, leaked = run(root, recorded, recorded.tensors, builder.record)
+        result, leaked = prepared.run(recorded.tensors, builder.record)
         recorded.outputs = list(dict.fromkeys([*builder.find_nodes(result), *builder.find_computed(leaked)]))
         del result, leaked
     except Exception as error:
@@ -71,26 +72,11 @@ def _trace_once(
         recorded.forget_leaks([])
         raise TraceError(_explain(error, call), in_forward=True) from error
     recorded.graph.output(tuple(recorded.outputs))
+    recorded.call = replace(recorded.call, answers=tuple(values.used))
+    recorded.draws_in_python, recorded.draws_in_torch = prepared.has_drawn, values.random
     builder.forget()
     recorded.forget_leaks([])
     return recorded
-
-
-def trace_both_modes(model: nn.Module, call: Call, shapes: Mapping[str, tuple[int, ...]] | None) -> list[Trace]:
-    """Trace in the present mode, and also in the other one if that runs other operators (auxiliary heads, say)."""
-    flags = training_flags(model)
-    first = trace(model, call, flags, shapes)
-    other = not flags[call.module]
-    try:
-        second = trace(model, call, dict.fromkeys(flags, other), shapes)
-    except TraceError as error:
-        warnings.warn(
-            f"What the network does in {'training' if other else 'evaluation'} mode was not analysed: {error}",
-            PruningWarning,
-            stacklevel=4,
-        )
-        return [first]
-    return [first] if first.signature() == second.signature() else [first, second]
 
 
 class _GraphBuilder:
@@ -180,7 +166,7 @@ def _shapes(result: Any) -> list[tuple[int, ...]]:
 
 
 def _explain(error: Exception, call: Call) -> str:
-    where = f"`{call.module}`" if call.module else "the network"
+    where = f"`{call.name}`" if call.name else "the network"
     text = f"Cannot trace {where}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
     if line := user_line(error):
         text += f" ({line})"

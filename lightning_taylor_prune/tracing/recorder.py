@@ -14,6 +14,7 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.tracing.call import Call, tree_fake
@@ -66,6 +67,8 @@ class Trace:
         is_parameter: Names of the tensors that are parameters, not buffers.
         aliases: All names of the modules that have several, by the first of them.
         onlookers: Forward hooks that are not run.
+        draws_in_python: The code drew random numbers in Python or NumPy: with others it may take another path.
+        draws_in_torch: The code asked for values that come from torch's random generator.
     """
 
     call: Call
@@ -79,7 +82,26 @@ class Trace:
     is_parameter: frozenset[str] = frozenset()
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     onlookers: Onlookers = field(default_factory=Onlookers)
+    draws_in_python: bool = False
+    draws_in_torch: bool = False
     _references: References | None = None
+
+    @cached_property
+    def situation(self) -> tuple[Any, ...]:
+        """What is called, in which mode and with what, sizes aside: traces of one situation are paths of one code."""
+        leaves, structure = tree_flatten((self.call.args, dict(self.call.kwargs)))
+        values = tuple(None if isinstance(leaf, Tensor) else repr(leaf)[:100] for leaf in leaves)
+        return self.call.module, self.call.method, tuple(self.training.items()), str(structure), values
+
+    @cached_property
+    def places(self) -> list[tuple[Any, str, str]]:
+        """Operator, line and module of every call of an operator; to be read once all are recorded."""
+        return [(node.target, node.meta["source"], node.meta["module"]) for node in self.ops]
+
+    @property
+    def draws_numbers(self) -> bool:
+        """Whether the code may take another path with other random numbers."""
+        return self.draws_in_python or (self.draws_in_torch and bool(self.call.answers))
 
     @cached_property
     def calls_by_line(self) -> dict[tuple[Any, str], list[int]]:

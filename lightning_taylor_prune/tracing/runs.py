@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.isolation import Snapshot, Write, untouched, written
@@ -42,9 +46,13 @@ class PreparedRun:
         recorded: The trace.
         snapshot: The network as it is now.
         changes: What else to replace in modules while it runs.
+
+    Attributes:
+        has_drawn: The last run drew random numbers in Python or NumPy, and may take another path with others.
     """
 
     def __init__(self, root: nn.Module, recorded: Trace, snapshot: Snapshot, changes: Sequence[Write] = ()) -> None:
+        self.has_drawn = False
         self._root, self._recorded, self._snapshot = root, recorded, snapshot
         self._module = root.get_submodule(recorded.call.module)
         modules = dict(root.named_modules(remove_duplicate=False))
@@ -62,23 +70,98 @@ class PreparedRun:
             changes: What else to replace in modules in this run only.
 
         Returns:
-            The result, and the values that the forward pass stored in attributes of its modules.
+            The result (of a method: with those of the ``forward`` that it calls), and the values that the forward pass
+            stored in attributes of its modules.
         """
-        call, own = self._recorded.call, [Write(*place, tensors[name]) for name, place in self._tables.items()]
+        own = [Write(*place, tensors[name]) for name, place in self._tables.items()]
+        return self._run(self._recorded.call, [*own, *changes], on_call, self._recorded.mode)
+
+    def run_for_real(self, call: Call, on_call: OnCall) -> None:
+        """Run a call with real tensors, those of the network included; all of them are unchanged afterwards."""
+        with _buffers_kept(self._root), ListsByItems(), torch.random.fork_rng():
+            torch.manual_seed(call.draw)
+            self._run(call, (), on_call, contextlib.nullcontext())
+
+    def _run(
+        self, call: Call, writes: Sequence[Write], on_call: OnCall, mode: AbstractContextManager[Any]
+    ) -> tuple[Any, list[Any]]:
+        outputs: list[Any] = []
         with (
             untouched(self._snapshot, self._recorded.surroundings) as leaked,
-            written([*self._writes, *own, *changes]),
+            written([*self._writes, *writes]),
             self._recorded.onlookers.kept_out(self._root),
+            _forward_noted(self._module if call.method else None, outputs),
             _tracing_context(call),
-            self._recorded.mode,
+            mode,
             enable_python_dispatcher(),
             Recorder(on_call),
         ):
-            # Code that draws random numbers in Python (LayerDrop, say) must take the same path in every run.
-            random.seed(0)
-            np.random.seed(0)
-            result = self._module(*call.args, **dict(call.kwargs))
-        return result, leaked
+            seeded = _seed(call.draw)
+            result = call_network(getattr(self._module, call.method) if call.method else self._module, call)
+            self.has_drawn = seeded != _states()
+        return (result, outputs) if call.method else result, leaked
+
+
+def call_network(network: Callable[..., Any], call: Call) -> Any:
+    """Call a network, or a method of it; all code below this frame is the network's, see :func:`source_line`."""
+    return network(*call.args, **call.kwargs)
+
+
+def _seed(draw: int) -> Any:
+    """Seed the random generators: code that draws its path (LayerDrop, say) must take the same one in every run."""
+    random.seed(draw)
+    np.random.seed(draw)
+    return _states()
+
+
+def _states() -> Any:
+    """Return the states of the random generators of Python and NumPy, to be compared."""
+    of_numpy: Any = np.random.get_state()
+    return random.getstate(), of_numpy[1].tolist(), of_numpy[2:]
+
+
+@contextlib.contextmanager
+def _forward_noted(module: nn.Module | None, outputs: list[Any]) -> Iterator[None]:
+    """Note what a module's ``forward`` returns where one of its methods calls it: that is an output of the network."""
+    if module is None:
+        yield
+        return
+    before, forward = vars(module).get("forward"), module.forward
+
+    @functools.wraps(forward)
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        outputs.append(result := forward(*args, **kwargs))
+        return result
+
+    vars(module)["forward"] = noted
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+        if before is not None:
+            vars(module)["forward"] = before
+
+
+@contextlib.contextmanager
+def _buffers_kept(root: nn.Module) -> Iterator[None]:
+    """Put back afterwards what buffers hold."""
+    buffers = [(buffer, buffer.clone()) for buffer in root.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, content in buffers:
+                buffer.copy_(content)
+
+
+class ListsByItems(TorchFunctionMode):
+    """Makes `tolist` of real tensors ask for one number after the other, as that of fake tensors does."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call the function, or else that of fake tensors."""
+        return (FakeTensor.tolist if func is Tensor.tolist else func)(*args, **(kwargs or {}))
 
 
 def _writes_of_state(modules: Mapping[str, nn.Module], training: Mapping[str, bool]) -> Iterator[Write]:
@@ -148,7 +231,7 @@ def user_line(error: BaseException) -> str:
 def source_line() -> str:
     """Return ``file:line`` of the innermost frame of the network's own code, ``""`` where all of it is torch's."""
     frame: Any = sys._getframe(2)
-    while frame is not None and frame.f_code is not run.__code__:
+    while frame is not None and frame.f_code is not call_network.__code__:
         name = frame.f_code.co_filename
         if not name.startswith((_TORCH_DIR, _PACKAGE_DIR)):
             return f"{name}:{frame.f_lineno}"

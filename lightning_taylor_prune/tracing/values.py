@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from lightning_taylor_prune.tracing.call import Answer, MadeTensor
 from lightning_taylor_prune.tracing.packing import call_operator
 from lightning_taylor_prune.tracing.tensors import memory_of, named_tensors
 
@@ -29,11 +30,23 @@ class KnownValues:
         mode: The fake tensor mode of the run.
         tensors: Parameters and buffers of the run by name, fake.
         real: Their values by name, on demand; ``None`` where they are not known.
+        answers: What operators gave when the call was run for real, for values that depend on the input.
+
+    Attributes:
+        used: The answers that were needed.
+        random: Some of the values that were asked for come from a random generator.
     """
 
     def __init__(
-        self, mode: FakeTensorMode, tensors: Mapping[str, Tensor], real: Callable[[str], Tensor | None]
+        self,
+        mode: FakeTensorMode,
+        tensors: Mapping[str, Tensor],
+        real: Callable[[str], Tensor | None],
+        answers: Sequence[Answer] = (),
     ) -> None:
+        self.used: list[Answer] = []
+        self.random = False
+        self._answers = {(answer.position, answer.operator): answer for answer in answers}
         self._mode = mode
         self._real = real
         self._names = {_storage(tensor): name for name, tensor in tensors.items()}
@@ -52,9 +65,13 @@ class KnownValues:
         except NEEDS_VALUES as error:
             with without_modes():
                 result = self._with_values(func, args, kwargs)
-            if result is _UNKNOWN:
+            if result is not _UNKNOWN:
+                return tree_map_only(Tensor, self._fake, result) if func not in _INDEXED else func(*result, **kwargs)
+            answer = self._answers.get((len(self._tape), str(func)))
+            if answer is None:
                 raise error
-            return tree_map_only(Tensor, self._fake, result) if func not in _INDEXED else func(*result, **kwargs)
+            self.used.append(answer)
+            return made_up((args, kwargs), answer.result)
 
     def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Remember that an operator was run."""
@@ -144,6 +161,7 @@ class KnownValues:
             if wanted.isdisjoint(results | changed):
                 continue
             if _is_random(func):
+                self.random = True
                 return None
             operands = set() if _reads_shapes_only(func) else _storages((args, kwargs))
             steps.append(step)
@@ -154,6 +172,34 @@ class KnownValues:
         if not unmade <= self._names.keys():
             return None
         return steps[::-1], {storage: self._names[storage] for storage in unmade}, written
+
+
+def made_up(args: Any, result: Any) -> Any:
+    """Return fake tensors of the shapes and types that an operator gave for real, and the numbers as they are.
+
+    Args:
+        args: The operator's arguments: the tensors are on the device of the first of these, and need gradients where
+            one of these does.
+        result: As in :class:`~lightning_taylor_prune.tracing.call.Answer`.
+    """
+    operands = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+    grad = any(operand.requires_grad for operand in operands) and torch.is_grad_enabled()
+
+    def tensor(spec: MadeTensor) -> Tensor:
+        needs_grad = grad and (spec.dtype.is_floating_point or spec.dtype.is_complex)
+        empty = torch.empty(spec.shape, dtype=spec.dtype, device=operands[0].device, requires_grad=needs_grad)
+        return empty.clone() if needs_grad else empty  # an operator's result is no leaf
+
+    return tree_map(
+        lambda leaf: tensor(leaf) if isinstance(leaf, MadeTensor) else leaf,
+        result,
+        is_leaf=lambda leaf: isinstance(leaf, MadeTensor),
+    )
+
+
+def as_answer(result: Any, shape: tuple[int, ...] | None = None) -> Any:
+    """Return what an operator gave as an answer holds it (tensors of another shape, if given): see :func:`made_up`."""
+    return tree_map_only(Tensor, lambda t: MadeTensor(tuple(t.shape) if shape is None else shape, t.dtype), result)
 
 
 @contextlib.contextmanager

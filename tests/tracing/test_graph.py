@@ -175,7 +175,7 @@ class Indexed(nn.Module):
 @pytest.mark.parametrize("factory", [DataDependent, DynamicShape, Indexed], ids=lambda c: c.__name__)
 def test_dependence_on_values_is_refused_with_line_and_advice(factory: type[nn.Module]) -> None:
     with pytest.raises(TraceError, match=r"test_graph\.py:\d+.*depends on the values of tensors.*`target=`"):
-        find_groups(factory(), torch.randn(2, 3))
+        trace(factory(), Call("", (torch.randn(2, 3),)))
 
 
 class Reading(nn.Module):

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
 
 from lightning_taylor_prune.labels.rules.axes import (
     lock_single_position,
@@ -140,7 +143,7 @@ def windows(ctx: RuleContext, x: Labels, dim: int, size: int, step: int) -> Labe
 @register_rule("aten.index", "aten.index_select", "aten.masked_select")
 def index(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """Positions chosen by tensors: the indexed axes are locked, the result has the axes before and after them."""
-    dims, consumed = _indexed_axes(x, args)
+    dims, consumed = _indexed_axes(ctx, x, args)
     for dim in dims:
         ctx.lock(x.along(dim), "is indexed by a tensor")
     shape = ctx.shape
@@ -157,17 +160,30 @@ def index(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     return moved(x, shape, fields).computed()
 
 
-def _indexed_axes(x: Labels, args: tuple[Any, ...]) -> tuple[list[int], bool]:
+def _indexed_axes(ctx: RuleContext, x: Labels, args: tuple[Any, ...]) -> tuple[list[int], bool]:
     """Return the indexed axes, and whether they are adjacent and indexed by integers or tensors only."""
     if isinstance(args[0], (list, tuple)):
-        dims = [i for i, item in enumerate(args[0]) if item is not None]
-        return dims, bool(dims) and dims == list(range(dims[0], dims[-1] + 1)) and _no_masks(args[0])
+        nodes: Any = ctx.node.args[1]  # what has been traced, where `args` has labels
+        lengths = [0 if item is None else _axes_taken(node) for item, node in zip(args[0], nodes, strict=True)]
+        dims: list[int] = []
+        axis = 0
+        for length in lengths:
+            dims += range(axis, axis + length)
+            axis += max(length, 1)
+        return dims, bool(dims) and dims == list(range(dims[0], dims[-1] + 1)) and _only_tensors(args[0])
     if isinstance(args[0], int) and len(args) > 1:
         return [args[0] % len(x.shape)], True
     return list(range(len(x.shape))), False
 
 
-def _no_masks(indices: Sequence[Any]) -> bool:
+def _axes_taken(index: Any) -> int:
+    """Return how many axes an index stands for: a mask for as many as it has, any other one for one."""
+    value = index.meta["val"] if isinstance(index, Node) else index
+    is_mask = isinstance(value, Tensor) and value.dtype in (torch.bool, torch.uint8)
+    return value.dim() if is_mask else 1
+
+
+def _only_tensors(indices: Sequence[Any]) -> bool:
     return all(item is None or isinstance(item, Labels) for item in indices)
 
 

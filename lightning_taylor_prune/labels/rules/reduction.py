@@ -102,6 +102,13 @@ def loss(ctx: RuleContext, *args: Any, **kwargs: Any) -> Labels:
     return Labels(ctx.shape, static=value.static)
 
 
+@register_rule("aten.equal", "aten.allclose")
+def compared_as_a_whole(ctx: RuleContext, a: Labels, b: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """Whether two tensors are equal at all positions."""
+    pointwise(ctx, [a, b], np.broadcast_shapes(a.shape, b.shape))
+    return Labels(ctx.shape)
+
+
 @register_rule("aten.cumsum", "aten.cumprod", "aten.cummax", "aten.cummin", "aten.sort", "aten.topk", "aten.argsort")
 @register_rule("aten.argmax", "aten.argmin", "aten.kthvalue", "aten.diff")
 def ordered(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Results:

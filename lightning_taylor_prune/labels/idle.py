@@ -1,0 +1,74 @@
+"""Layers that no traced call runs: what they may read one day must still fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from lightning_taylor_prune.labels.space import Field, Labels, LabelSpace, axes_of
+from lightning_taylor_prune.modules.idle import IdleAxis
+
+COULD_BE_USED = "could be read or written by"
+"""Begins the reason of a lock for the sake of a layer that does not run."""
+
+
+def settle_idle(
+    space: LabelSpace, axes: Sequence[IdleAxis], parameters: Mapping[str, Labels], values: Iterable[Labels]
+) -> None:
+    """Let the axes of layers that do not run follow the only channels that they can read or write, or lock these.
+
+    Args:
+        space: The labels; all operators must have tied theirs.
+        axes: The axes of these layers.
+        parameters: Labels of parameters and buffers by name.
+        values: Labels of all inputs and results of the traced calls.
+    """
+    sizes = {axis.size for axis in axes if axis.size > 1}
+    lines = _lines(space, sizes, values)
+    for axis in axes:
+        candidates = _distinct(space, lines.get(axis.size, ()))
+        free = [line for line in candidates if line is not None and not space.is_locked(line)]
+        own = parameters[axis.tensor].along(axis.dim) if axis.dim is not None else None
+        if axis.like and axis.dim is not None and own is not None:
+            _follow_what_runs(space, axis, own.ravel(), parameters)
+            continue
+        if len(candidates) == len(free) == 1 and own is not None:
+            space.unite(own.ravel(), free[0])
+            continue
+        for line in free:
+            space.lock(line, f"{COULD_BE_USED} `{axis.layer}`, which does not run in the calls that were analysed")
+        if own is not None:
+            space.lock(own, "is not used in the forward pass")
+
+
+def _follow_what_runs(space: LabelSpace, axis: IdleAxis, own: Field, parameters: Mapping[str, Labels]) -> None:
+    """Tie what a layer shares with the rest of the network to what the same layer of a part beside it shares."""
+    inside = f"{axis.part_that_runs}."
+    line = parameters[axis.like].along(axis.dim or 0)
+    others = [f.ravel() for name, value in parameters.items() if not name.startswith(inside) for f in value.fields]
+    if line is not None and others and np.isin(space.find(line.ravel()), space.find(np.concatenate(others))).any():
+        space.unite(own, line.ravel())
+    else:
+        space.lock(own, "is not used in the forward pass")
+
+
+def _lines(space: LabelSpace, sizes: set[int], values: Iterable[Labels]) -> dict[int, list[Field | None]]:
+    """Return the labels along every axis of the sizes asked for; ``None`` for an axis without labels."""
+    found: dict[int, list[Field | None]] = {}
+    for value in values:
+        for axis, size in enumerate(value.shape):
+            if size in sizes:
+                labels = value.along(axis)
+                line = None if labels is None or len(axes_of(labels)) > 1 else labels.ravel()
+                found.setdefault(size, []).append(line)
+    return found
+
+
+def _distinct(space: LabelSpace, lines: Sequence[Field | None]) -> list[Field | None]:
+    """Return the lines that differ in what they are tied to."""
+    distinct: dict[bytes | None, Field | None] = {}
+    for line in lines:
+        roots = None if line is None else space.find(np.array(line))
+        distinct.setdefault(None if roots is None else roots.tobytes(), line)
+    return list(distinct.values())
