@@ -98,6 +98,7 @@ def cut_tensors_(
         for network, replaced in zip(networks, cut, strict=True):
             _rewrite(network, plan, transaction)
             _move_tensors(network, replaced, transaction)
+            _cut_made(network, plan, transaction)
             _mark_sizes(network, plan, transaction)
         for update in updates:
             transaction.set_attribute(update.module, update.name, update.value)
@@ -194,6 +195,19 @@ def _move_tensors(
             continue  # its tensors belong to compiled code, and are locked
         for table in (module._parameters, module._buffers, module.__dict__):
             move.items_of(table)
+
+
+def _cut_made(network: nn.Module, plan: PruningPlan, transaction: Transaction) -> None:
+    """Give weights that hooks make of parameters the new sizes: users may read them before the next forward pass."""
+    cuts: dict[str, list[Cut]] = {}
+    for cut in plan.groups.cuts_of_made(plan):
+        cuts.setdefault(cut.tensor, []).append(cut)
+    for name, several in cuts.items():
+        owner, _, leaf = name.rpartition(".")
+        attributes = vars(network.get_submodule(owner))
+        old = attributes.get(leaf)
+        if isinstance(old, Tensor) and all(old.dim() > c.dim and old.shape[c.dim] == c.size for c in several):
+            transaction.set_item(attributes, leaf, take(old, several))
 
 
 class _Move:
