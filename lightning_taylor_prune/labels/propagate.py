@@ -235,6 +235,9 @@ class _Run:
         operands = find_labels([args, kwargs])
         why = f"is used by an operator {f'whose label rule {fault}' if fault else 'without a label rule'}"
         ctx.lock_all(operands, why)
+        for value in operands:
+            if value.direct and len(value.shape) > 1:  # a weight: its layer is to be listed with this reason
+                ctx.writer(value.along(0))
         results = [Labels(shape, static=all(v.static for v in operands)) for shape in ctx.shapes]
         return results if isinstance(ctx.node.meta["val"], (tuple, list)) else results[0]
 

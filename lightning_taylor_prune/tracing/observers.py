@@ -14,14 +14,15 @@ from lightning_taylor_prune.tracing.isolation import Write
 def writes_for_observers() -> Iterator[Write]:
     """Yield what makes observers run without values; nothing where no network can hold one yet.
 
-    The range of a histogram is one of all channels, so that nothing of it follows them: it is not looked at.
+    Where one range is that of all channels, nothing of it follows them: it is not looked at.
     """
     for name in ("torch.ao.quantization.observer", "torch.ao.quantization.utils"):
         module = sys.modules.get(name)
         if hasattr(module, "check_min_max_valid"):
             yield Write.of_attribute(module, "check_min_max_valid", lambda *_: True)
     if (observers := sys.modules.get("torch.ao.quantization.observer")) is not None:
-        yield Write.of_attribute(observers.HistogramObserver, "forward", _observe_nothing)
+        for name in _OF_ALL_CHANNELS:
+            yield Write.of_attribute(getattr(observers, name), "forward", _observe_nothing)
         yield Write.of_attribute(observers.HistogramObserver, "calculate_qparams", _of_range)
 
 
@@ -31,3 +32,6 @@ def _observe_nothing(observer: Any, x: Tensor) -> Tensor:
 
 def _of_range(observer: Any) -> Any:
     return observer._calculate_qparams(observer.min_val, observer.max_val)
+
+
+_OF_ALL_CHANNELS = ("MinMaxObserver", "MovingAverageMinMaxObserver", "HistogramObserver")

@@ -11,6 +11,14 @@ from lightning_taylor_prune.labels.rules.registry import operator_name, register
 from lightning_taylor_prune.labels.space import Labels
 
 
+@register_rule("aten.fake_quantize_per_tensor_affine")
+def quantize_all(ctx: RuleContext, x: Labels, scale: Labels | float, *args: Any) -> Labels:
+    """One scale for all positions; where it is a tensor, it may follow the range of what is there."""
+    if isinstance(scale, Labels):
+        _range_of_all_but(ctx, x, ())
+    return x.computed()
+
+
 @register_rule(
     "aten.fake_quantize_per_channel_affine",
     "aten.fake_quantize_per_channel_affine_cachemask",
