@@ -79,8 +79,9 @@ def propagate(
     for tie in ties:
         _apply_tie(space, runs, tie)
     for name in fixed:
+        scripted = name in traces[0].scripted
         for f in parameters[name].fields:
-            space.lock(f, "is also used by code that cannot be traced")
+            space.lock(f, _SCRIPTED if scripted else "is also used by code that cannot be traced")
     for lock in locks:
         space.lock(lock.labels, lock.reason)
     _lock_unused(space, traces, parameters)
@@ -102,6 +103,9 @@ def propagate(
         fixed=tuple(fixed),
         made={name: labels for run in reversed(runs) for name, labels in run.made.items()},
     )
+
+
+_SCRIPTED = "belongs to a scripted module, which cannot change its shapes"
 
 
 def _label_parameters(space: LabelSpace, trace: Trace) -> tuple[list[Axis], dict[str, Labels]]:

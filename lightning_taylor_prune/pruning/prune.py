@@ -269,6 +269,13 @@ def _mark_sizes(network: nn.Module, plan: PruningPlan, transaction: Transaction)
 
 def _forget_compiled(network: nn.Module) -> None:
     """Have compiled networks compiled anew after a cut: each would soon reach dynamo's limit on recompilations."""
-    compiled = any(type(module).__name__ == "OptimizedModule" for module in network.modules())
-    if compiled or getattr(network, "_compiler_ctx", None) is not None:
+    if any(_is_compiled(module) for module in network.modules()):
         torch._dynamo.reset()
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether a module was compiled: wrapped, in place, by Lightning, or its `forward` alone."""
+    compiled_forward = hasattr(vars(module).get("forward", type(module).forward), "_torchdynamo_orig_callable")
+    by_lightning = getattr(module, "_compiler_ctx", None) is not None
+    in_place = module._compiled_call_impl is not None
+    return compiled_forward or by_lightning or in_place or type(module).__name__ == "OptimizedModule"

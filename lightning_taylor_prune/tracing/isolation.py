@@ -88,7 +88,7 @@ def untouched(root: nn.Module | Snapshot, surroundings: Surroundings | None = No
         surroundings: What its code can reach besides its modules, if that was looked for already.
 
     Yields:
-        A list that holds, afterwards, every value that had been set or replaced in attributes of modules or around them.
+        A list that holds, afterwards, every value that had been set or replaced in modules or around them.
     """
     leaked: list[Stored] = []
     snapshot = root if isinstance(root, Snapshot) else Snapshot(root)

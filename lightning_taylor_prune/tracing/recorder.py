@@ -21,7 +21,7 @@ from lightning_taylor_prune.tracing.fakes import FakeMode
 from lightning_taylor_prune.tracing.hooks import Onlookers
 from lightning_taylor_prune.tracing.leaks import References, forget_leaks
 from lightning_taylor_prune.tracing.surroundings import Surroundings
-from lightning_taylor_prune.tracing.tensors import named_tensors
+from lightning_taylor_prune.tracing.tensors import named_tensors, scripted_tensors
 
 OnCall = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -81,6 +81,7 @@ class Trace:
         is_parameter: Names of the tensors that are parameters, not buffers.
         aliases: All names of the modules that have several, by the first of them.
         onlookers: Forward hooks that are not run.
+        scripted: Names of the tensors that scripted modules hold.
     """
 
     call: Call
@@ -95,6 +96,7 @@ class Trace:
     is_parameter: frozenset[str] = frozenset()
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     onlookers: Onlookers = field(default_factory=Onlookers)
+    scripted: frozenset[str] = frozenset()
     _references: References | None = None
 
     @cached_property
@@ -153,6 +155,7 @@ def fake_trace(
         tensors=_fake_tensors(root, mode, shapes or {}),
         is_parameter=frozenset(name for name, _ in root.named_parameters()),
         aliases=_aliases(root),
+        scripted=frozenset(scripted_tensors(root)),
         surroundings=Surroundings(root),
     )
 

@@ -126,7 +126,7 @@ def _tracing_context(call: Call) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(written([*writes_for_observers()]))
-            stack.enter_context(_uncompiled())
+            stack.enter_context(uncompiled())
             stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
             if call.autocast is not None:
                 device, dtype = call.autocast
@@ -138,11 +138,12 @@ def _tracing_context(call: Call) -> Iterator[None]:
         nn.RNNBase.flatten_parameters = flatten  # type: ignore[method-assign]
 
 
-def _uncompiled() -> contextlib.AbstractContextManager[object]:
+def uncompiled() -> contextlib.AbstractContextManager[object]:
     """Run compiled code as it is written. To load dynamo takes seconds; where it is not loaded nothing is compiled."""
     if "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def user_line(error: BaseException) -> str:

@@ -111,9 +111,8 @@ def weight_norm(ctx: RuleContext, v: Labels, g: Labels, dim: int = 0) -> Labels:
     """``g * v / norm(v)``: along ``dim`` there is a norm for every position; cutting other axes changes the norms."""
     result = pointwise(ctx, [g, v], v.shape)
     for axis in range(len(v.shape)):
-        if dim == -1 or axis != dim:
-            if (labels := result.along(axis)) is not None:
-                ctx.mark_inexact(labels)
+        if (dim == -1 or axis != dim) and (labels := result.along(axis)) is not None:
+            ctx.mark_inexact(labels)
     return result
 
 
