@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Iterable, Mapping, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass
@@ -275,7 +276,8 @@ def _forget_compiled(network: nn.Module) -> None:
 
 def _is_compiled(module: nn.Module) -> bool:
     """Whether a module was compiled: wrapped, in place, by Lightning, or its `forward` alone."""
-    compiled_forward = hasattr(vars(module).get("forward", type(module).forward), "_torchdynamo_orig_callable")
+    forward = vars(module).get("forward") or inspect.getattr_static(type(module), "forward", None)
+    compiled_forward = hasattr(forward, "_torchdynamo_orig_callable")
     by_lightning = getattr(module, "_compiler_ctx", None) is not None
-    in_place = module._compiled_call_impl is not None
+    in_place = vars(module).get("_compiled_call_impl") is not None
     return compiled_forward or by_lightning or in_place or type(module).__name__ == "OptimizedModule"
