@@ -155,7 +155,7 @@ def _is_redirected(module: nn.Module) -> bool:
     A user may put something there too (a compiled or decorated `forward`, a :func:`functools.partial`): it is one.
     """
     forward = vars(module).get("forward")
-    return inspect.isfunction(forward) and forward.__qualname__.startswith("_ForwardRedirection.")
+    return inspect.isfunction(forward) and forward.__qualname__.partition(".")[0] == "_ForwardRedirection"
 
 
 def _takes_hooks(module: nn.Module) -> bool:

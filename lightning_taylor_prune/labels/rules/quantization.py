@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_taylor_prune.labels.rules.context import RuleContext
 from lightning_taylor_prune.labels.rules.normalization import per_channel
-from lightning_taylor_prune.labels.rules.registry import operator_name, register_rule
+from lightning_taylor_prune.labels.rules.registry import register_rule
 from lightning_taylor_prune.labels.space import Labels
 
 
@@ -29,7 +29,7 @@ def quantize_channels(
 ) -> Labels | list[Labels]:
     """One scale and zero point per position of an axis."""
     result = per_channel(ctx, x, [scale, zero_point], axis % len(x.shape))
-    return [result, result] if operator_name(ctx.node.target).endswith("_cachemask") else result
+    return [result, result] if len(ctx.shapes) > 1 else result
 
 
 @register_rule("aten.fused_moving_avg_obs_fake_quant", "aten._fused_moving_avg_obs_fq_helper")
@@ -58,7 +58,7 @@ def observe_and_quantize(
     else:
         _range_of_all_but(ctx, x, ())
         result = x.computed()
-    return [result, result] if operator_name(ctx.node.target).endswith("_helper") else result
+    return [result, result] if len(ctx.shapes) > 1 else result
 
 
 def _range_of_all_but(ctx: RuleContext, x: Labels, axes: Sequence[int]) -> None:
