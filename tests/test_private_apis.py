@@ -424,6 +424,48 @@ def reset_has_a_compiled_module_compiled_anew() -> None:
     assert (type(module).__name__, len(compiled)) == ("OptimizedModule", 2)
 
 
+@relies_on("_compiled_call_impl", "_torchdynamo_orig_callable")
+def compiled_modules_and_functions_say_so() -> None:
+    module, plain = nn.Linear(2, 2), nn.Linear(2, 2)
+    module.compile()
+    assert module._compiled_call_impl is not None and plain._compiled_call_impl is None
+    assert hasattr(torch.compile(plain.forward), "_torchdynamo_orig_callable")
+
+
+@relies_on("_calculate_qparams")
+def observer_of_histograms_has_a_range_as_others_have() -> None:
+    from torch.ao.quantization import HistogramObserver
+
+    observer = HistogramObserver()
+    observer(torch.tensor([-1.0, 1.0]))
+    scale, _ = observer._calculate_qparams(observer.min_val, observer.max_val)
+    assert scale > 0
+
+
+@relies_on("_ForwardRedirection")
+def forward_is_redirected_by_a_function_of_the_strategy() -> None:
+    from lightning.pytorch.strategies.strategy import _ForwardRedirection
+
+    seen = []
+
+    class Module(nn.Module):
+        def step(self) -> None:
+            pass
+
+    class Wrapper(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self) -> Any:
+            seen.append(self.inner.forward.__qualname__)
+            return self.inner()
+
+    module = Module()
+    _ForwardRedirection()(Wrapper(module), module, "step")
+    assert seen[0].startswith("_ForwardRedirection.")
+
+
 @relies_on("LightningOptimizer")
 def wrapper_of_an_optimizer_has_its_class_but_not_its_groups() -> None:
     inner = torch.optim.SGD(nn.Linear(2, 2).parameters())

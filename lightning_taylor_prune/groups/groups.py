@@ -18,7 +18,7 @@ from lightning_taylor_prune.groups.changes import CodeChanges
 from lightning_taylor_prune.groups.divergence import Divergence
 from lightning_taylor_prune.groups.families import layer_name, locked_channels
 from lightning_taylor_prune.groups.group import ChannelGroup, LockedChannels, Role, Slice
-from lightning_taylor_prune.groups.shapes import KeepMask
+from lightning_taylor_prune.groups.shapes import KeepMask, varying_line
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.labels.places import Axis
 from lightning_taylor_prune.plan import Cut, Indices, PruningPlan
@@ -215,6 +215,19 @@ class ChannelGroups:
             axis, on_axis = self.structure.propagation.axes[number], self.structure.roots_on(number)
             now = on_axis[self.kept[on_axis]]
             yield Cut(axis.tensor, axis.dim, len(now), np.flatnonzero(kept[now]))
+
+    def cuts_of_made(self, plan: PruningPlan) -> list[Cut]:
+        """Return how a plan cuts the module attributes that every forward pass makes anew of parameters."""
+        after, made = self.kept_after(plan), self.structure.propagation.made
+        roots_of = self.structure.propagation.roots
+        lines = [
+            (name, *line) for name, labels in made.items() for f in labels.fields if (line := varying_line(roots_of[f]))
+        ]
+        return [
+            Cut(name, axis, len(now), np.flatnonzero(after[now]))
+            for name, axis, roots in lines
+            if not after[now := roots[self.kept[roots]]].all()
+        ]
 
     def kept_after(self, plan: PruningPlan) -> KeepMask:
         """Return which labels are kept after a plan."""

@@ -59,6 +59,14 @@ SizeRef = AxisRef | ArgumentRef
 """A size in the network."""
 
 
+def varying_line(roots: Field) -> tuple[int, Field] | None:
+    """Return the only axis along which the roots of a field vary, and the roots along it; else ``None``."""
+    axes = [a for a in axes_of(roots) if (roots != first_along(roots, a)).any()]
+    if len(axes) != 1:
+        return None
+    return axes[0], np.moveaxis(roots, axes[0], -1).reshape(-1, roots.shape[axes[0]])[0]
+
+
 class AxisCounts:
     """Collects label arrays to be counted together; the same array object is counted once."""
 
@@ -85,7 +93,7 @@ class AxisCounts:
 
     def shape_rule(self, value: Labels) -> ShapeRule:
         """Register the axes along which a value's fields still vary."""
-        found = (self._lookup(f, partial(self._varying_line, f)) for f in value.fields)
+        found = (self._lookup(f, partial(varying_line, self._roots[f])) for f in value.fields)
         return ShapeRule(value.shape, tuple(pair for pair in found if pair is not None))
 
     def _lookup(self, labels: Field, make: Callable[[], tuple[int, Field] | None]) -> tuple[int, int] | None:
@@ -96,13 +104,6 @@ class AxisCounts:
                 self._arrays.append(line[1])
             self._numbers[id(labels)] = None if line is None else (line[0], len(self._arrays) - 1)
         return self._numbers[id(labels)]
-
-    def _varying_line(self, labels: Field) -> tuple[int, Field] | None:
-        roots = self._roots[labels]
-        axes = [a for a in axes_of(roots) if (roots != first_along(roots, a)).any()]
-        if len(axes) != 1:
-            return None
-        return axes[0], np.moveaxis(roots, axes[0], -1).reshape(-1, roots.shape[axes[0]])[0]
 
     def finish(self) -> tuple[Field, Field]:
         """Return all arrays in one, and where each starts."""

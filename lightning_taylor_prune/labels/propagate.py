@@ -21,7 +21,7 @@ from lightning_taylor_prune.labels.rules.context import Expectation, Notes, Rule
 from lightning_taylor_prune.labels.rules.registry import Rule, find_rules, operator_name
 from lightning_taylor_prune.labels.space import Field, Labels, LabelSpace, axes_of, on_axis
 from lightning_taylor_prune.modules.idle import IdleAxis
-from lightning_taylor_prune.tracing.recorder import Trace
+from lightning_taylor_prune.tracing.recorder import StoredTensor, Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,7 @@ class Propagation:
         expectations: Integer arguments that must follow the labels.
         macs: Per trace and operator, its cost as (factor, fields).
         fixed: Names of parameters and buffers that keep their sizes, as they are also used outside of the traces.
+        made: Labels of the module attributes that every forward pass makes anew of parameters, by qualified name.
     """
 
     traces: Sequence[Trace]
@@ -55,6 +56,7 @@ class Propagation:
     expectations: Sequence[Mapping[int, Sequence[Expectation]]]
     macs: Sequence[Mapping[int, Sequence[tuple[int, Sequence[Field]]]]]
     fixed: tuple[str, ...]
+    made: Mapping[str, Labels]
 
 
 def propagate(
@@ -81,8 +83,9 @@ def propagate(
     for tie in ties:
         _apply_tie(space, runs, tie)
     for name in fixed:
+        scripted = name in traces[0].scripted
         for f in parameters[name].fields:
-            space.lock(f, "is also used by code that cannot be traced")
+            space.lock(f, _SCRIPTED if scripted else "is also used by code that cannot be traced")
     for lock in locks:
         space.lock(lock.labels, lock.reason)
     _lock_unused(space, traces, parameters, {(axis.tensor, axis.dim) for axis in idle})
@@ -104,7 +107,11 @@ def propagate(
         expectations=[n.expectations for n in notes],
         macs=[n.macs for n in notes],
         fixed=tuple(fixed),
+        made={name: labels for run in reversed(runs) for name, labels in run.made.items()},
     )
+
+
+_SCRIPTED = "belongs to a scripted module, which cannot change its shapes"
 
 
 def _label_parameters(space: LabelSpace, trace: Trace) -> tuple[list[Axis], dict[str, Labels]]:
@@ -172,7 +179,8 @@ class _Run:
         self.results: list[list[Labels]] = []
         self.touched: list[list[Labels]] = []
         self._space, self._number, self._rejected = space, number, rejected
-        self._outputs = set(trace.outputs)
+        self.made: dict[str, Labels] = {}
+        self._read_later = {*trace.outputs, *(entry.node for entry in trace.stored)}
         self._values: dict[Node, Any] = {}
         self._sharing: dict[Any, list[Node]] = {}
         for node in trace.graph.nodes:
@@ -187,6 +195,17 @@ class _Run:
         for node in trace.outputs:
             for f in self._values[node].fields:
                 space.lock(f, why if trace.call.is_submodule else "is an output of the network")
+        for entry in trace.stored:
+            self._keep_stored(entry)
+
+    def _keep_stored(self, entry: StoredTensor) -> None:
+        """Lock what other code may read, but not a weight that is computed from parameters before anything reads it."""
+        labels: Labels = self._values[entry.node]
+        if entry.attribute is not None and labels.static:
+            self.made[entry.attribute] = labels
+            return
+        for f in labels.fields:
+            self._space.lock(f, f"is stored in {entry.place} by the forward pass, where other code may read it")
 
     def activations(self) -> Iterator[Labels]:
         """Yield the labels of the inputs, and of every result that depends on them."""
@@ -206,7 +225,7 @@ class _Run:
             return self._values[node.args[0]][node.args[1]]  # type: ignore[index]
         index = len(self.results)
         rules, rejection = _rules_of(node), self._rejected.get(Site(self._number, index), Rejection(0, ""))
-        unused = not node.users and not _written(node) and node not in self._outputs
+        unused = not node.users and not _written(node) and node not in self._read_later
         ctx = RuleContext(self._space, self.notes, node, index, unused)
         args, kwargs = _map_nodes(node.args, self._values), _map_nodes(node.kwargs, self._values)
         value = self._apply(rules[min(rejection.times, len(rules) - 1)], ctx, args, kwargs)
@@ -244,6 +263,9 @@ class _Run:
         operands = find_labels([args, kwargs])
         why = f"is used by an operator {f'whose label rule {fault}' if fault else 'without a label rule'}"
         ctx.lock_all(operands, why)
+        for value in operands:
+            if value.direct and len(value.shape) > 1:  # a weight: its layer is to be listed with this reason
+                ctx.writer(value.along(0))
         results = [Labels(shape, static=all(v.static for v in operands)) for shape in ctx.shapes]
         return results if isinstance(ctx.node.meta["val"], (tuple, list)) else results[0]
 

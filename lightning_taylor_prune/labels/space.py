@@ -161,8 +161,13 @@ class LabelSpace:
         return tuple(merged)
 
     def _merge_pair(self, a: Field, b: Field) -> Field:
-        """Unite two overlapping fields; the result varies along the axes that both have."""
+        """Unite two overlapping fields; the result varies along the axes that both have.
+
+        Its labels are those that were made first: parameters come before buffers, so that a weight under a mask reads
+        and writes channels as that weight.
+        """
         self.unite(a, b)
+        a, b = (a, b) if a.min() <= b.min() else (b, a)
         for axis in set(axes_of(a)) - set(axes_of(b)):
             a = first_along(a, axis)
         return a

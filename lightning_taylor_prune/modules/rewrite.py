@@ -52,6 +52,7 @@ class _Code(NamedTuple):
 class _Rewritten:
     """Marks the classes with a generated `forward`: each is a subclass, of the same name, of the module's own class."""
 
+    __slots__ = ()  # the generated class must have the layout of the module's own
     _own_class: type[nn.Module]
     _code: _Code
 
@@ -83,8 +84,9 @@ def _generated_class(cls: type[nn.Module], code: _Code) -> type[nn.Module]:
                 cls, code, training, code.sources[training].replace("def forward(", f"def {name}(")
             )
         methods["forward"] = _compiled(cls, code, True, _dispatch(code.sources[True]))
-    metaclass: Any = type(cls)
-    return cast(type[nn.Module], metaclass(cls.__name__, (_Rewritten, cls), methods))
+    methods["__reduce_ex__"] = _Rewritten.__reduce_ex__
+    metaclass: Any = type(cls)  # the module's own class comes first: Python takes the layout of the first base
+    return cast(type[nn.Module], metaclass(cls.__name__, (cls, _Rewritten), methods))
 
 
 _NAMES = {True: "_forward_in_training", False: "_forward_in_evaluation"}

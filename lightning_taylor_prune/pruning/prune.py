@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Iterable, Mapping, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ def cut_tensors_(
         for network, replaced in zip(networks, cut, strict=True):
             _rewrite(network, plan, transaction)
             _move_tensors(network, replaced, transaction)
+            _cut_made(network, plan, transaction)
             _mark_sizes(network, plan, transaction)
         for update in updates:
             transaction.set_attribute(update.module, update.name, update.value)
@@ -196,6 +198,19 @@ def _move_tensors(
             move.items_of(table)
 
 
+def _cut_made(network: nn.Module, plan: PruningPlan, transaction: Transaction) -> None:
+    """Give weights that hooks make of parameters the new sizes: users may read them before the next forward pass."""
+    cuts: dict[str, list[Cut]] = {}
+    for cut in plan.groups.cuts_of_made(plan):
+        cuts.setdefault(cut.tensor, []).append(cut)
+    for name, several in cuts.items():
+        owner, _, leaf = name.rpartition(".")
+        attributes = vars(network.get_submodule(owner))
+        old = attributes.get(leaf)
+        if isinstance(old, Tensor) and all(old.dim() > c.dim and old.shape[c.dim] == c.size for c in several):
+            transaction.set_item(attributes, leaf, take(old, several))
+
+
 class _Move:
     """Puts new tensors in the place of old ones, in containers of all kinds.
 
@@ -255,6 +270,14 @@ def _mark_sizes(network: nn.Module, plan: PruningPlan, transaction: Transaction)
 
 def _forget_compiled(network: nn.Module) -> None:
     """Have compiled networks compiled anew after a cut: each would soon reach dynamo's limit on recompilations."""
-    compiled = any(type(module).__name__ == "OptimizedModule" for module in network.modules())
-    if compiled or getattr(network, "_compiler_ctx", None) is not None:
+    if any(_is_compiled(module) for module in network.modules()):
         torch._dynamo.reset()
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether a module was compiled: wrapped, in place, by Lightning, or its `forward` alone."""
+    forward = vars(module).get("forward") or inspect.getattr_static(type(module), "forward", None)
+    compiled_forward = hasattr(forward, "_torchdynamo_orig_callable")
+    by_lightning = getattr(module, "_compiler_ctx", None) is not None
+    in_place = vars(module).get("_compiled_call_impl") is not None
+    return compiled_forward or by_lightning or in_place or type(module).__name__ == "OptimizedModule"

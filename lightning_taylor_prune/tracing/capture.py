@@ -261,9 +261,12 @@ def as_submodule(call: Call) -> Call:
 
 
 def _is_redirected(module: nn.Module) -> bool:
-    """Whether a strategy has put the training step in place of ``forward``: then this is no call of the network."""
+    """Whether a strategy has put the training step in place of ``forward``: then this is no call of the network.
+
+    A user may put something there too (a compiled or decorated `forward`, a :func:`functools.partial`): it is one.
+    """
     forward = vars(module).get("forward")
-    return forward is not None and not inspect.ismethod(forward)
+    return inspect.isfunction(forward) and forward.__qualname__.partition(".")[0] == "_ForwardRedirection"
 
 
 def _takes_hooks(module: nn.Module) -> bool:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import getitem
 from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import Node
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.hooks import Onlookers
-from lightning_taylor_prune.tracing.isolation import Snapshot
-from lightning_taylor_prune.tracing.leaks import clear_frames
-from lightning_taylor_prune.tracing.recorder import Trace, fake_trace, training_flags
+from lightning_taylor_prune.tracing.isolation import Snapshot, Stored
+from lightning_taylor_prune.tracing.leaks import clear_frames, name_of_place
+from lightning_taylor_prune.tracing.recorder import StoredTensor, Trace, fake_trace, training_flags
 from lightning_taylor_prune.tracing.runs import PreparedRun, source_line, user_line
 from lightning_taylor_prune.tracing.tensors import find_tensors, memory_of
 from lightning_taylor_prune.tracing.values import KnownValues, value_of
@@ -63,9 +63,10 @@ def _trace_once(
     builder = _GraphBuilder(root, recorded, values)
     prepared = PreparedRun(root, recorded, Snapshot(root))
     try:
-        result, leaked = prepared.run(recorded.tensors, builder.record)
-        recorded.outputs = list(dict.fromkeys([*builder.find_nodes(result), *builder.find_computed(leaked)]))
-        del result, leaked
+        result, stored = prepared.run(recorded.tensors, builder.record)
+        recorded.outputs = list(dict.fromkeys(builder.find_nodes(result)))
+        recorded.stored = list(builder.find_stored(stored))
+        del result, stored
     except Exception as error:
         clear_frames(error)
         builder.forget()
@@ -129,9 +130,20 @@ class _GraphBuilder:
         """Return the nodes of all tensors in a nested structure of containers and objects."""
         return [node for t in find_tensors(result) if (node := self._find(t)) is not None]
 
-    def find_computed(self, values: Any) -> list[Node]:
-        """Return the nodes of all tensors but parameters and buffers: modules may hold these under several names."""
-        return [node for node in self.find_nodes(values) if "tensor" not in node.meta]
+    def find_stored(self, values: Sequence[Stored]) -> Iterator[StoredTensor]:
+        """Yield all tensors among stored values but parameters and buffers: modules hold these under several names.
+
+        Of what lies outside of the modules only tensors with a gradient count: what is detached is looked at, not used.
+        """
+        for place, value, replaced in values:
+            of_module = isinstance(place, str)
+            for tensor in find_tensors(value) if of_module else _tensors_with_gradient(value):
+                node = self._find(tensor)
+                if node is None or "tensor" in node.meta:
+                    continue
+                anew = tensor is value and isinstance(replaced, Tensor) and self._find(replaced) is None
+                where = f"`{place}`" if of_module else name_of_place(place)
+                yield StoredTensor(where, node, place if anew else None)
 
     def _placeholder(self, tensor: Tensor, kind: str, value: Any) -> Node:
         node = self._trace.graph.placeholder(f"{kind}_{len(self._nodes)}")
@@ -157,6 +169,11 @@ class _GraphBuilder:
                     return name
             frame = frame.f_back
         return ""
+
+
+def _tensors_with_gradient(value: Any) -> list[Tensor]:
+    """Return the tensors in a value, or in plain containers there, through which gradients flow."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.requires_grad]
 
 
 def _shapes(result: Any) -> list[tuple[int, ...]]:

@@ -17,6 +17,21 @@ from lightning_taylor_prune.tracing.surroundings import Surroundings
 from lightning_taylor_prune.tracing.undo import CONTAINERS, restore_container
 
 
+class Stored(NamedTuple):
+    """A value that a forward pass stored where it outlives the pass.
+
+    Attributes:
+        place: Qualified name of the attribute of a module that holds it, also further down in a container or object;
+            or else the holder itself: a container, class, closure or global.
+        value: The value.
+        replaced: What the attribute itself held before, if the value took its place.
+    """
+
+    place: Any
+    value: Any
+    replaced: Any = None
+
+
 class Snapshot:
     """What modules hold before a forward pass, so that its changes can be undone, also several times.
 
@@ -29,18 +44,22 @@ class Snapshot:
 
     def __init__(self, root: nn.Module) -> None:
         self.root = root
-        self._saved = [(module, dict(module.__dict__), _contents(module)) for module in root.modules()]
-        found = {id(value): (value, content) for _, _, contents in self._saved for value, content in contents}
+        self._saved = [(name, m, dict(m.__dict__), _contents(m)) for name, m in root.named_modules()]
+        found = {id(value): (value, content) for *_, contents in self._saved for _, value, content in contents}
         self._empty = [value for value, content in found.values() if content is None]
         self._dicts = [value for value, content in found.values() if isinstance(content, dict)]
         self._others = [pair for pair in found.values() if pair[1] is not None and not isinstance(pair[1], dict)]
         self._items = self._items_now()
 
-    def restore(self) -> list[Any]:
+    def restore(self) -> list[Stored]:
         """Undo what has changed since; return every value that had been stored in an attribute."""
         if self._is_unchanged():
             return []
-        return [leak for module, attributes, contents in self._saved for leak in _restore(module, attributes, contents)]
+        return [
+            Stored(f"{name}.{attribute}" if name else attribute, value, replaced)
+            for name, module, attributes, contents in self._saved
+            for attribute, value, replaced in _restore(module, attributes, contents)
+        ]
 
     def _is_unchanged(self) -> bool:
         """Whether nothing has changed: all modules are compared at once, as mostly nothing has."""
@@ -52,7 +71,7 @@ class Snapshot:
 
     def _items_now(self) -> tuple[list[int], list[Any], list[Any]]:
         """Return the lengths, the keys and the values of all dictionaries that were not empty."""
-        dicts = [*(module.__dict__ for module, _, _ in self._saved), *self._dicts]
+        dicts = [*(module.__dict__ for _, module, *_ in self._saved), *self._dicts]
         return (
             [*map(len, dicts)],
             [*chain.from_iterable(dicts)],
@@ -61,7 +80,7 @@ class Snapshot:
 
 
 @contextlib.contextmanager
-def untouched(root: nn.Module | Snapshot, surroundings: Surroundings | None = None) -> Iterator[list[Any]]:
+def untouched(root: nn.Module | Snapshot, surroundings: Surroundings | None = None) -> Iterator[list[Stored]]:
     """Undo whatever a forward pass leaves behind in modules, in what they can reach, and in random generators.
 
     Args:
@@ -69,9 +88,9 @@ def untouched(root: nn.Module | Snapshot, surroundings: Surroundings | None = No
         surroundings: What its code can reach besides its modules, if that was looked for already.
 
     Yields:
-        A list that holds, afterwards, every value that had been set or replaced in attributes of modules.
+        A list that holds, afterwards, every value that had been set or replaced in modules or around them.
     """
-    leaked: list[Any] = []
+    leaked: list[Stored] = []
     snapshot = root if isinstance(root, Snapshot) else Snapshot(root)
     of_modules, around = (surroundings or Surroundings(snapshot.root)).save()
     state, numpy_state = random.getstate(), np.random.get_state()
@@ -82,10 +101,8 @@ def untouched(root: nn.Module | Snapshot, surroundings: Surroundings | None = No
         random.setstate(state)
         np.random.set_state(numpy_state)
         leaked.extend(snapshot.restore())
-        for undo in around:
-            undo()
-        for undo in of_modules:
-            leaked.extend(undo())
+        for place, undo in (*around, *of_modules):
+            leaked.extend(Stored(place, value) for value in undo())
 
 
 class Entries(Protocol):
@@ -146,26 +163,32 @@ _MADE_ANEW = frozenset({"_flat_weights", "_flat_weight_refs"})
 """Where torch's recurrent layers list their weights; every forward pass sees to that."""
 
 
-def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
-    """Return every container in a module's attributes, also nested ones, with a copy (``None`` if it is empty)."""
-    found: dict[int, tuple[Any, Any]] = {}
-    stack = list(module.__dict__.values())
+def _contents(module: nn.Module) -> list[tuple[str, Any, Any]]:
+    """Return every container in a module's attributes, also nested ones, with a copy (``None`` if it is empty).
+
+    Each comes with the name of the attribute.
+    """
+    found: dict[int, tuple[str, Any, Any]] = {}
+    stack = list(module.__dict__.items())
     while stack:
-        value = stack.pop()
+        name, value = stack.pop()
         if isinstance(value, CONTAINERS) and id(value) not in found:
-            found[id(value)] = (value, value.copy() if value else None)
+            found[id(value)] = (name, value, value.copy() if value else None)
         elif not isinstance(value, tuple):
             continue
-        stack.extend(value.values() if isinstance(value, dict) else value)
+        stack.extend((name, item) for item in (value.values() if isinstance(value, dict) else value))
     return list(found.values())
 
 
-def _restore(module: nn.Module, attributes: Mapping[str, Any], contents: Sequence[tuple[Any, Any]]) -> list[Any]:
+def _restore(
+    module: nn.Module, attributes: Mapping[str, Any], contents: Sequence[tuple[str, Any, Any]]
+) -> list[tuple[str, Any, Any]]:
+    """Put a module back; returns the changed attributes: names, values, and what they were instead."""
     changed = {key: value for key, value in module.__dict__.items() if attributes.get(key, _ABSENT) is not value}
-    leaked = [value for key, value in changed.items() if key not in _MADE_ANEW]
-    for value, content in contents:
+    leaked = [(key, value, attributes.get(key)) for key, value in changed.items() if key not in _MADE_ANEW]
+    for name, value, content in contents:
         if value or content:
-            leaked.extend(restore_container(value, content))
+            leaked.extend((name, item, None) for item in restore_container(value, content))
     module.__dict__.clear()
     module.__dict__.update(attributes)
     return leaked

@@ -10,7 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import is_dataclass
-from types import CellType, FrameType
+from types import CellType, FrameType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensor
 
 from lightning_taylor_prune.errors import PruningWarning
 from lightning_taylor_prune.tracing.surroundings import Surroundings
-from lightning_taylor_prune.tracing.undo import holds_fakes, slots_of
+from lightning_taylor_prune.tracing.undo import Global, Slots, holds_fakes, slots_of
 
 
 class References:
@@ -207,13 +207,36 @@ def _is_of_the_user(holder: Any) -> bool:
 
 
 def _owner(holder: Any) -> str:
-    """Say where a container is: a name in a module, an attribute, or only its kind."""
+    """Say where a container is: a name in a module, an attribute, a variable of a function, or only its kind."""
     for referrer in gc.get_referrers(holder):
         if isinstance(referrer, dict):
             name = next((key for key, value in referrer.items() if value is holder), None)
-            if isinstance(name, str):
-                return f"named `{name}`"
+        else:
+            name = _variable(referrer) if isinstance(referrer, CellType) else None
+        if isinstance(name, str):
+            return f"named `{name}`"
     return "of its own"
+
+
+def _variable(cell: CellType) -> str | None:
+    """Return the name of a closure's variable."""
+    closures = [r for r in gc.get_referrers(cell) if isinstance(r, tuple)]
+    functions = (f for f in gc.get_referrers(*closures) if isinstance(f, FunctionType)) if closures else ()
+    found = (zip(f.__code__.co_freevars, f.__closure__ or (), strict=True) for f in functions)
+    return next((name for pairs in found for name, other in pairs if other is cell), None)
+
+
+def name_of_place(place: Any) -> str:
+    """Say what a place around a network is: a container, a global, a variable of a closure, a class, an object."""
+    if isinstance(place, Global):
+        return f"the global `{place.name}`"
+    if isinstance(place, CellType):
+        return f"the variable `{_variable(place)}` of a closure"
+    if isinstance(place, type):
+        return f"an attribute of the class `{place.__name__}`"
+    if isinstance(place, Slots):
+        return f"an attribute of a `{type(place.holder).__name__}`"
+    return f"a {type(place).__name__} {_owner(place)}"
 
 
 _OWN_VARIABLES = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from lightning_taylor_prune.tracing.fakes import FakeMode
 from lightning_taylor_prune.tracing.hooks import Onlookers
 from lightning_taylor_prune.tracing.leaks import References, forget_leaks
 from lightning_taylor_prune.tracing.surroundings import Surroundings
-from lightning_taylor_prune.tracing.tensors import named_tensors
+from lightning_taylor_prune.tracing.tensors import named_tensors, scripted_tensors
 
 OnCall = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -49,6 +49,20 @@ class Recorder(ProxyTorchDispatchMode):  # torch's metaclass hook has no types
         return self._on_call(func, args, kwargs or {})
 
 
+class StoredTensor(NamedTuple):
+    """A tensor that a forward pass stored where it outlives the pass.
+
+    Attributes:
+        place: Where: a qualified attribute in backticks, or a description.
+        node: What computed it.
+        attribute: Name of the module attribute in which it took the place of a tensor that the pass never read.
+    """
+
+    place: str
+    node: Node
+    attribute: str | None
+
+
 @dataclass(eq=False)
 class Trace:
     """One recorded forward pass.
@@ -63,12 +77,14 @@ class Trace:
             name), inputs and constants; every node has ``meta["val"]``, and operators have ``meta["source"]``
             (file and line of the user's code) and ``meta["module"]``.
         ops: The operator nodes in the order of execution.
-        outputs: Nodes whose values the network returns, or stores in attributes of its modules.
+        outputs: Nodes whose values the network returns.
+        stored: Tensors that the network stored in attributes of its modules or around them.
         is_parameter: Names of the tensors that are parameters, not buffers.
         aliases: All names of the modules that have several, by the first of them.
         onlookers: Forward hooks that are not run.
         draws_in_python: The code drew random numbers in Python or NumPy: with others it may take another path.
         draws_in_torch: The code asked for values that come from torch's random generator.
+        scripted: Names of the tensors that scripted modules hold.
     """
 
     call: Call
@@ -79,11 +95,13 @@ class Trace:
     graph: Graph = field(default_factory=Graph)
     ops: list[Node] = field(default_factory=list)
     outputs: list[Node] = field(default_factory=list)
+    stored: list[StoredTensor] = field(default_factory=list)
     is_parameter: frozenset[str] = frozenset()
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     onlookers: Onlookers = field(default_factory=Onlookers)
     draws_in_python: bool = False
     draws_in_torch: bool = False
+    scripted: frozenset[str] = frozenset()
     _references: References | None = None
 
     @cached_property
@@ -143,7 +161,8 @@ class Trace:
             if node.op == "call_function":
                 inputs = [numbers.get(n) for n in node.all_input_nodes]
                 lines.append((node.target, inputs, [tuple(t.shape) for t in tensors]))
-        return [*lines, [numbers.get(n) for n in self.outputs]]
+        stored = [(entry.place, numbers.get(entry.node)) for entry in self.stored]
+        return [*lines, [numbers.get(n) for n in self.outputs], stored]
 
 
 def fake_trace(
@@ -158,6 +177,7 @@ def fake_trace(
         tensors=_fake_tensors(root, mode, shapes or {}),
         is_parameter=frozenset(name for name, _ in root.named_parameters()),
         aliases=_aliases(root),
+        scripted=frozenset(scripted_tensors(root)),
         surroundings=Surroundings(root),
     )
 

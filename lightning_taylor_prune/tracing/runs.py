@@ -21,7 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from lightning_taylor_prune.tracing.call import Call
-from lightning_taylor_prune.tracing.isolation import Snapshot, Write, untouched, written
+from lightning_taylor_prune.tracing.isolation import Snapshot, Stored, Write, untouched, written
+from lightning_taylor_prune.tracing.observers import writes_for_observers
 from lightning_taylor_prune.tracing.recorder import OnCall, Recorder, Trace
 
 _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
@@ -29,11 +30,11 @@ _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
 _PACKAGE_DIR = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
-def run(root: nn.Module, recorded: Trace, tensors: Mapping[str, Tensor], on_call: OnCall) -> tuple[Any, list[Any]]:
+def run(root: nn.Module, recorded: Trace, tensors: Mapping[str, Tensor], on_call: OnCall) -> tuple[Any, list[Stored]]:
     """Run the call of a trace with other (fake) parameters, and hand every operator to ``on_call``.
 
     Returns:
-        The result, and the values that the forward pass stored in attributes of its modules.
+        The result, and the values that the forward pass stored in attributes of its modules or around them.
     """
     return PreparedRun(root, recorded, Snapshot(root)).run(tensors, on_call)
 
@@ -61,7 +62,7 @@ class PreparedRun:
 
     def run(
         self, tensors: Mapping[str, Tensor], on_call: OnCall, changes: Sequence[Write] = ()
-    ) -> tuple[Any, list[Any]]:
+    ) -> tuple[Any, list[Stored]]:
         """Run it once; the network is unchanged afterwards.
 
         Args:
@@ -71,7 +72,7 @@ class PreparedRun:
 
         Returns:
             The result (of a method: with those of the ``forward`` that it calls), and the values that the forward pass
-            stored in attributes of its modules.
+            stored in attributes of its modules or around them.
         """
         own = [Write(*place, tensors[name]) for name, place in self._tables.items()]
         return self._run(self._recorded.call, [*own, *changes], on_call, self._recorded.mode)
@@ -84,7 +85,7 @@ class PreparedRun:
 
     def _run(
         self, call: Call, writes: Sequence[Write], on_call: OnCall, mode: AbstractContextManager[Any]
-    ) -> tuple[Any, list[Any]]:
+    ) -> tuple[Any, list[Stored]]:
         outputs: list[Any] = []
         with (
             untouched(self._snapshot, self._recorded.surroundings) as leaked,
@@ -197,6 +198,7 @@ def _tracing_context(call: Call) -> Iterator[None]:
     ``SyncBatchNorm`` runs as ordinary batch normalisation, so that tracing sends no messages to other ranks.
     Recurrent layers do not put their weights into one block of memory: fake tensors have none.
     Scripted modules run as they are written: what optimises them changes their operators after a few runs.
+    Compiled parts run as they are written, too, and observers of quantisation without values.
     """
     fastpath, synchronised = torch.backends.mha.get_fastpath_enabled(), nn.SyncBatchNorm.forward
     flatten = nn.RNNBase.flatten_parameters
@@ -206,6 +208,8 @@ def _tracing_context(call: Call) -> Iterator[None]:
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(written([*writes_for_observers()]))
+            stack.enter_context(uncompiled())
             stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
             if call.autocast is not None:
                 device, dtype = call.autocast
@@ -215,6 +219,14 @@ def _tracing_context(call: Call) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         nn.SyncBatchNorm.forward = synchronised  # type: ignore[method-assign]
         nn.RNNBase.flatten_parameters = flatten  # type: ignore[method-assign]
+
+
+def uncompiled() -> contextlib.AbstractContextManager[object]:
+    """Run compiled code as it is written. To load dynamo takes seconds; where it is not loaded nothing is compiled."""
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def user_line(error: BaseException) -> str:

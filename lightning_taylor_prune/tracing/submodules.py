@@ -18,6 +18,7 @@ from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.capture import CallRecorder, as_submodule
 from lightning_taylor_prune.tracing.graph import trace
 from lightning_taylor_prune.tracing.isolation import untouched
+from lightning_taylor_prune.tracing.runs import uncompiled
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def run_for_real(root: nn.Module, call: Call, training: bool | None = None) -> N
     buffers = [(buffer, buffer.clone()) for buffer in root.buffers()]
     args, kwargs = tree_map_only(Tensor, torch.clone, (call.args, dict(call.kwargs)))
     try:
-        with untouched(root), torch.no_grad():
+        with untouched(root), torch.no_grad(), uncompiled():
             for module in root.modules() if training is not None else ():
                 module.training = bool(training)
             root.get_submodule(call.module)(*args, **kwargs)

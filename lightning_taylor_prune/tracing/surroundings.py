@@ -41,12 +41,14 @@ class Surroundings:
 
     def __init__(self, root: nn.Module) -> None:
         attributes = _Walk(MODULES_THAT_KEEP_NOTHING)
-        for module in root.modules():
-            attributes.visit(_objects_in(value for key, value in vars(module).items() if key not in _OWN_ATTRIBUTES))
+        of_modules: list[str] = []
+        for name, value in _own_attributes(root):
+            attributes.visit(_objects_in([value]))
+            of_modules += [name] * (len(attributes.places) - len(of_modules))
         around = _Walk(MODULES_THAT_KEEP_NOTHING, attributes.seen)
         around.visit(_hooks(root))
         around.visit(dict.fromkeys(type(module) for module in root.modules()))
-        self._of_modules, self._around = attributes.places, around.places
+        self._of_modules, self._names, self._around = attributes.places, of_modules, around.places
         self.found: list[Any] = []
         self.searching = True
 
@@ -56,13 +58,24 @@ class Surroundings:
         walk.visit([holder])
         self._around.extend(walk.places)
 
-    def save(self) -> tuple[list[Undo], list[Undo]]:
+    def save(self) -> tuple[list[tuple[str, Undo]], list[tuple[Any, Undo]]]:
         """Note what the places hold now.
 
         Returns:
-            How to put back those that belong to the modules, and those around them.
+            How to put back those that belong to the modules, each with the qualified name of the attribute, and those
+            around them, each with the place itself.
         """
-        return undo_all(self._of_modules), undo_all(self._around)
+        return [*zip(self._names, undo_all(self._of_modules), strict=True)], [
+            *zip(self._around, undo_all(self._around), strict=True)
+        ]
+
+
+def _own_attributes(root: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield what users stored in attributes of modules, by qualified name."""
+    for prefix, module in root.named_modules():
+        for name, value in vars(module).items():
+            if name not in _OWN_ATTRIBUTES:
+                yield f"{prefix}.{name}" if prefix else name, value
 
 
 def _objects_in(values: Iterable[Any]) -> Iterator[Any]:

@@ -39,3 +39,12 @@ def test_what_is_around_a_scripted_part_is_pruned_as_masked(steps: int) -> None:
     assert {group.name: group.num_channels for group in groups} == {"first.0": 10, "last.0": 12}
     assert masked_error(model, copy.deepcopy(model), groups.plan(random_units(groups)), example) < 1e-10
     assert (model.first[0].out_features, model.last[0].out_features) == (7, 8)
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["scripted", "traced"])
+def test_what_compiled_code_holds_is_locked_with_its_own_reason(traced: bool) -> None:
+    model, example = build()
+    if traced:
+        model.middle = torch.jit.trace(nn.Sequential(nn.Linear(8, 8), nn.Tanh()).double(), torch.zeros(1, 8).double())
+    reasons = {entry.name: entry.reason for entry in find_groups(model, example).locked}
+    assert reasons["middle.0"] == "belongs to a scripted module, which cannot change its shapes"

@@ -47,7 +47,7 @@ ROLES = {
     ("dense_concat", "a"): ({("a.weight", 0)}, {("b.weight", 1), ("head.2.weight", 1)}),
     ("functional_conv", "kernel_a"): ({("kernel_a", 0), ("kernel_b", 0)}, {("kernel_c", 1)}),
     ("weight_norm", "0"): (
-        {("0.parametrizations.weight.original1", 0)},
+        {("0.parametrizations.weight.original0", 0)},
         {("2.parametrizations.weight.original1", 1)},
     ),
     ("spectral_norm", "0"): (

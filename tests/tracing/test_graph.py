@@ -141,9 +141,10 @@ def test_changes_by_a_forward_pass_are_undone() -> None:
     )
 
 
-def test_what_a_forward_pass_stores_in_attributes_counts_as_output() -> None:
+def test_what_a_forward_pass_stores_in_attributes_is_known_by_its_places() -> None:
     found = trace(Stateful(), Call("", (torch.randn(2, 3, 4, 4),)))
-    assert [operator_name(n.target) for n in found.outputs] == ["aten.batch_norm"]
+    assert {operator_name(entry.node.target) for entry in found.stored} == {"aten.batch_norm"}
+    assert {entry.place for entry in found.stored} == {"`recent`", "`nested`", "`unset`", "`added`"}
 
 
 def test_changes_by_a_forward_pass_that_fails_are_undone_too() -> None:

@@ -121,7 +121,10 @@ def test_a_change_counts_in_its_run_only() -> None:
 def test_every_run_draws_the_same_and_returns_what_was_stored() -> None:
     run = prepared(Net(Inner()))
     stored = [run.run()[1] for _ in range(2)]
-    assert [[tuple(v.shape) for v in values if isinstance(v, Tensor)] for values in stored] == [[(3, 4)], [(3, 4)]]
+    assert [[tuple(e.value.shape) for e in entries if isinstance(e.value, Tensor)] for entries in stored] == [
+        [(3, 4)],
+        [(3, 4)],
+    ]
 
 
 def test_backward_hooks_add_no_operator_and_are_kept() -> None:

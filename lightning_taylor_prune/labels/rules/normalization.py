@@ -108,14 +108,12 @@ def _group_norm(ctx: RuleContext, x: Labels, groups: int, vectors: Sequence[Labe
 
 @register_rule("aten._weight_norm")
 def weight_norm(ctx: RuleContext, v: Labels, g: Labels, dim: int = 0) -> Labels:
-    """``g * v / norm(v)``: a position that is zero in ``v`` adds nothing to the norm."""
-    return pointwise(ctx, [v, g], v.shape)
-
-
-@register_rule("aten.fake_quantize_per_channel_affine")
-def quantize_channels(ctx: RuleContext, x: Labels, scale: Labels, zero_point: Labels, axis: int, *args: Any) -> Labels:
-    """One scale and zero point per position of an axis."""
-    return per_channel(ctx, x, [scale, zero_point], axis % len(x.shape))
+    """``g * v / norm(v)``: along ``dim`` there is a norm for every position; cutting other axes changes the norms."""
+    result = pointwise(ctx, [g, v], v.shape)
+    for axis in range(len(v.shape)):
+        if (dim == -1 or axis != dim) and (labels := result.along(axis)) is not None:
+            ctx.mark_inexact(labels)
+    return result
 
 
 @register_rule("aten.renorm")

@@ -16,7 +16,7 @@ _POINTWISE = """
     feature_alpha_dropout native_dropout leaky_relu relu6 hardtanh hardswish hardsigmoid gelu silu mish elu celu
     selu softplus rrelu threshold bernoulli normal uniform exponential fill zero nan_to_num pow rsub
     rand_like randn_like randint_like zeros_like ones_like full_like empty_like type_as floor_divide
-    true_divide fake_quantize_per_tensor_affine log_sigmoid softsign tanhshrink bitwise_not logical_not square
+    true_divide log_sigmoid softsign tanhshrink bitwise_not logical_not square
     isfinite isinf isnan isreal real imag complex polar broadcast_tensors random cauchy geometric log_normal
     __and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ __ixor__ __ilshift__ __irshift__
 """
