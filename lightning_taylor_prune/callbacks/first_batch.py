@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 
 from lightning_taylor_prune.groups.find import groups_of_network
 from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.modules.likeness import Twin, likely_twins
 from lightning_taylor_prune.pruning.original import OriginalNetwork
 from lightning_taylor_prune.pruning.ranks import Ranks, from_text, to_text
 from lightning_taylor_prune.tracing.call import Call, decode_calls, encode_calls
@@ -72,8 +73,13 @@ class FirstBatchRecorder:
     def _find_groups(self, pl_module: LightningModule, ranks: Ranks, rewrite_hard_coded: bool) -> ChannelGroups:
         """Analyse the network as the first batch calls it: as a whole, or else its submodules."""
         recorder = self._end(pl_module)
+        found = ranks.from_first([list(twin) for twin in likely_twins(pl_module)])
         return groups_of_network(
-            pl_module, recorder.calls, lambda: _submodules_of_first_rank(recorder, pl_module, ranks), rewrite_hard_coded
+            pl_module,
+            recorder.calls,
+            lambda: _submodules_of_first_rank(recorder, pl_module, ranks),
+            rewrite_hard_coded,
+            [Twin(*names) for names in found],
         )
 
     def _calls_like_those_of(

@@ -29,6 +29,7 @@ from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.pruning.settings import Settings
+from lightning_taylor_prune.pruning.twins import TwinWatch
 from lightning_taylor_prune.report import filters_table
 from lightning_taylor_prune.tracing.call import Call
 
@@ -124,6 +125,7 @@ class TaylorPruningCallback(ResumablePruning):
         self._first_batch = FirstBatchRecorder(target)
         self._validation, self._copies = ValidationRequest(), FollowingCopies()
         self._ranks: Ranks | None = None
+        self._twins: TwinWatch | None = None
         self._seen_step = self._scored_step = -1
 
     @property
@@ -147,6 +149,7 @@ class TaylorPruningCallback(ResumablePruning):
         """Take up the step count of a training that goes on."""
         self._seen_step, self._scored_step = trainer.global_step, -1
         self._copies.begin(trainer, pl_module)
+        self._twins = TwinWatch(pl_module)
         if not self._resumed:
             self._intervals = self._intervals_at(trainer.global_step)
             if self.pruner is not None and self.stop_reason is None:  # a second `fit`
@@ -222,7 +225,13 @@ class TaylorPruningCallback(ResumablePruning):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs to go on."""
-        fresh = {"_module": None, "_ranks": None, "_validation": ValidationRequest(), "_copies": FollowingCopies()}
+        fresh = {
+            "_module": None,
+            "_ranks": None,
+            "_twins": None,
+            "_validation": ValidationRequest(),
+            "_copies": FollowingCopies(),
+        }
         return {**super().__getstate__(), **fresh, "_first_batch": FirstBatchRecorder(self.target)}
 
     @property
@@ -254,6 +263,7 @@ class TaylorPruningCallback(ResumablePruning):
         if found is not None:
             with as_misconfiguration():
                 self.pruner = Pruner.of_groups(pl_module, self.settings, *found, ranks)
+            self.pruner.twins = self._twins or self.pruner.twins
             if self._resumed:
                 self.pruner.load_progress(self._resumed)
                 self._resumed = {}

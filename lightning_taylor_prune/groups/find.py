@@ -12,6 +12,7 @@ from lightning_taylor_prune.errors import PruningWarning, TraceError
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.groups.progress import Progress
 from lightning_taylor_prune.groups.search import Search
+from lightning_taylor_prune.modules.likeness import Twin, likely_twins
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.graph import trace_both_modes
 from lightning_taylor_prune.tracing.submodules import TraceableSubmodules, submodules_of_call
@@ -30,6 +31,9 @@ def find_groups(
     The network is run on fake tensors, in training and in evaluation mode; nothing is computed, and it is
     unchanged afterwards. A network that depends on the values of tensors (a detector, say) is run once with real
     values, and those of its submodules that do not depend on them are analysed: backbone and heads.
+
+    A part that no gradient reaches and whose values are like those of a trained part with parameters of the same names
+    and shapes (a momentum encoder) is taken for an average of it: it loses the same channels.
 
     Args:
         model: Any network.
@@ -54,7 +58,9 @@ def find_groups(
     """
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     call = Call("", args, dict(example_kwargs or {}))
-    return groups_of_network(model, [call], lambda: submodules_of_call(model, call), rewrite_hard_coded)
+    return groups_of_network(
+        model, [call], lambda: submodules_of_call(model, call), rewrite_hard_coded, likely_twins(model)
+    )
 
 
 def groups_of_network(
@@ -62,6 +68,7 @@ def groups_of_network(
     calls: Sequence[Call],
     submodules: Callable[[], TraceableSubmodules],
     rewrite_hard_coded: bool = False,
+    twins: Sequence[Twin] = (),
 ) -> ChannelGroups:
     """Find groups of the whole network, or else of the submodules that can be traced.
 
@@ -70,17 +77,18 @@ def groups_of_network(
         calls: How it is called.
         submodules: Finds what can be traced of it; only asked if the whole cannot be traced.
         rewrite_hard_coded: As in :func:`find_groups`.
+        twins: Modules that follow others (averages of their weights) and lose the same channels.
 
     Raises:
         TraceError: Neither can be traced, or nothing can be removed from the submodules.
     """
     try:
-        return groups_of_calls(model, calls, rewrite_hard_coded=rewrite_hard_coded)
+        return groups_of_calls(model, calls, rewrite_hard_coded=rewrite_hard_coded, twins=twins)
     except TraceError as error:
         found = submodules() if error.in_forward else None
         if found is None or not found.calls:
             raise
-        groups = groups_of_calls(model, found.calls, rewrite_hard_coded=rewrite_hard_coded, fixed=found.fixed)
+        groups = groups_of_calls(model, found.calls, None, rewrite_hard_coded, found.fixed, twins)
         if not groups.num_units:
             raise
         warnings.warn(found.describe(str(error)), PruningWarning, stacklevel=3)
@@ -93,6 +101,7 @@ def groups_of_calls(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     rewrite_hard_coded: bool = False,
     fixed: Collection[str] = (),
+    twins: Sequence[Twin] = (),
 ) -> ChannelGroups:
     """Find groups over several ways in which a network is called; what any of them ties together is tied.
 
@@ -102,8 +111,9 @@ def groups_of_calls(
         shapes: Shapes of its parameters and buffers before it was pruned, to find the groups of that network.
         rewrite_hard_coded: As in :func:`find_groups`.
         fixed: Names of parameters and buffers that must keep their shapes, as they are used outside of the calls.
+        twins: As in :func:`groups_of_network`.
     """
     progress = Progress()
     traces = [t for call in calls for t in trace_both_modes(model, call, shapes)]
     fixed = (*fixed, *scripted_tensors(model))
-    return Search(model, calls, traces, rewrite_hard_coded, fixed, progress).run()
+    return Search(model, calls, traces, rewrite_hard_coded, fixed, twins, progress).run()

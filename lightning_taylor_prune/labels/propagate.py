@@ -19,6 +19,8 @@ from lightning_taylor_prune.labels.rectangles import settle_rectangles
 from lightning_taylor_prune.labels.rules.context import Expectation, Notes, RuleContext, find_labels
 from lightning_taylor_prune.labels.rules.registry import Rule, find_rules, operator_name
 from lightning_taylor_prune.labels.space import Field, Labels, LabelSpace, on_axis
+from lightning_taylor_prune.labels.twins import lock_outputs_of_leaders, tie_twins, used_tensors
+from lightning_taylor_prune.modules.likeness import Twin
 from lightning_taylor_prune.tracing.recorder import Trace
 
 
@@ -39,6 +41,7 @@ class Propagation:
         expectations: Integer arguments that must follow the labels.
         macs: Per trace and operator, its cost as (factor, fields).
         fixed: Names of parameters and buffers that keep their sizes, as they are also used outside of the traces.
+        twins: Modules that follow others and lose the same channels.
     """
 
     traces: Sequence[Trace]
@@ -53,6 +56,7 @@ class Propagation:
     expectations: Sequence[Mapping[int, Sequence[Expectation]]]
     macs: Sequence[Mapping[int, Sequence[tuple[int, Sequence[Field]]]]]
     fixed: tuple[str, ...]
+    twins: tuple[Twin, ...]
 
 
 def propagate(
@@ -61,6 +65,7 @@ def propagate(
     ties: Sequence[Tie] = (),
     fixed: Collection[str] = (),
     locks: Sequence[Lock] = (),
+    twins: Sequence[Twin] = (),
 ) -> Propagation:
     """Run traces on labels.
 
@@ -70,18 +75,21 @@ def propagate(
         ties: Axes to tie in addition to those that operators tie.
         fixed: Names of parameters and buffers that are also used outside of the traces.
         locks: Channels to lock beyond what the operators do.
+        twins: Modules that follow others: their channels are tied position by position.
     """
     space = LabelSpace()
     axes, parameters = _label_parameters(space, traces[0])
     runs = [_Run(space, trace, number, parameters, rejected) for number, trace in enumerate(traces)]
     for tie in ties:
         _apply_tie(space, runs, tie)
+    tie_twins(space, parameters, twins)
+    lock_outputs_of_leaders(space, traces, [run.labels_of for run in runs], twins)
     for name in fixed:
         for f in parameters[name].fields:
             space.lock(f, "is also used by code that cannot be traced")
     for lock in locks:
         space.lock(lock.labels, lock.reason)
-    _lock_unused(space, traces, parameters)
+    _lock_unused(space, used_tensors(traces, twins), parameters)
     notes = [run.notes for run in runs]
     settle_rectangles(space, [r for n in notes for r in n.rectangles], [d for n in notes for d in n.deferred])
     starts = np.array([axis.start for axis in axes] + [np.inf])
@@ -98,6 +106,7 @@ def propagate(
         expectations=[n.expectations for n in notes],
         macs=[n.macs for n in notes],
         fixed=tuple(fixed),
+        twins=tuple(twins),
     )
 
 
@@ -126,15 +135,9 @@ def _axis_numbers(starts: Any, fields: Sequence[Field]) -> list[int]:
     return list(numbers)
 
 
-def _lock_unused(space: LabelSpace, traces: Sequence[Trace], parameters: Mapping[str, Labels]) -> None:
-    used = {
-        id(parameters[node.meta["tensor"]])
-        for trace in traces
-        for node in trace.graph.nodes
-        if node.op == "placeholder" and "tensor" in node.meta and node.users
-    }
-    for value in parameters.values():
-        if id(value) not in used:
+def _lock_unused(space: LabelSpace, used: Collection[str], parameters: Mapping[str, Labels]) -> None:
+    for name, value in parameters.items():
+        if name not in used:
             for f in value.fields:
                 space.lock(f, "is not used in the forward pass")
 
@@ -176,6 +179,10 @@ class _Run:
         if "tensor" in node.meta:
             return parameters[node.meta["tensor"]]
         return Labels(tuple(node.meta["val"].shape), static="constant" in node.meta)
+
+    def labels_of(self, node: Node) -> Any:
+        """Return the labels of a node, or what else it has as its value."""
+        return self._values.get(node)
 
     def _call(self, node: Node) -> Any:
         if node.target is getitem:

@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_taylor_prune.groups.find import groups_of_calls
 from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.modules.likeness import Twin
 from lightning_taylor_prune.pruning.checkpoint import attributes_of, set_attributes_of, shapes_of
 from lightning_taylor_prune.tracing.call import Call, decode_calls, encode_calls
 
@@ -25,6 +26,7 @@ class OriginalNetwork:
         encoded_calls: The calls as plain data; ``None`` where their arguments hold other things than that.
         fixed: Names of parameters and buffers that keep their sizes.
         in_submodules: The network cannot be traced as a whole.
+        twins: Modules that follow others, and these.
     """
 
     shapes: Mapping[str, Sequence[int]]
@@ -32,6 +34,7 @@ class OriginalNetwork:
     encoded_calls: Sequence[dict[str, Any]] | None
     fixed: tuple[str, ...]
     in_submodules: bool
+    twins: tuple[Twin, ...] = ()
 
     @staticmethod
     def of(model: nn.Module, groups: ChannelGroups) -> OriginalNetwork:
@@ -46,7 +49,7 @@ class OriginalNetwork:
             attributes.setdefault(rule.module, {})[rule.path] = rule.original
         calls = encode_calls(groups.calls, device_of(model))
         in_submodules = any(call.is_submodule for call in groups.calls)
-        return OriginalNetwork(shapes_of(model), attributes, calls, groups.fixed, in_submodules)
+        return OriginalNetwork(shapes_of(model), attributes, calls, groups.fixed, in_submodules, groups.twins)
 
     def find_groups(self, model: nn.Module, calls: Sequence[Call], rewrite_hard_coded: bool) -> ChannelGroups:
         """Analyse a pruned network as it was before; the network comes out untouched.
@@ -63,7 +66,7 @@ class OriginalNetwork:
         shapes = {name: tuple(shape) for name, shape in self.shapes.items()}
         try:
             set_attributes_of(model, self.attributes)
-            return groups_of_calls(model, calls, shapes, rewrite_hard_coded, self.fixed)
+            return groups_of_calls(model, calls, shapes, rewrite_hard_coded, self.fixed, self.twins)
         finally:
             set_attributes_of(model, now)
 
@@ -79,13 +82,16 @@ class OriginalNetwork:
             "calls": self.encoded_calls,
             "fixed": list(self.fixed),
             "in_submodules": self.in_submodules,
+            "twins": [list(twin) for twin in self.twins],
         }
 
     @staticmethod
     def from_state_dict(state: Mapping[str, Any]) -> OriginalNetwork:
         """Read what :meth:`state_dict` returned."""
-        fixed = tuple(state["fixed"])
-        return OriginalNetwork(state["shapes"], state["attributes"], state["calls"], fixed, state["in_submodules"])
+        fixed, twins = tuple(state["fixed"]), tuple(Twin(*names) for names in state.get("twins", ()))
+        return OriginalNetwork(
+            state["shapes"], state["attributes"], state["calls"], fixed, state["in_submodules"], twins
+        )
 
 
 def device_of(model: nn.Module) -> torch.device:
