@@ -14,6 +14,7 @@ from lightning_taylor_prune.callbacks.trainer_compat import check_launcher, own_
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.pruning.checkpoint import (
     KEY,
+    attributes_inside,
     attributes_of,
     is_loadable,
     make_loadable,
@@ -66,7 +67,7 @@ class ResumablePruning(Callback):
         if not is_loadable(pl_module):
             check_launcher(trainer)
         # A callback listed before this one has copied the module already, without the hook.
-        networks = [pl_module, *copies_of_module(trainer, pl_module)]
+        networks = [pl_module, *(copy.holder for copy in copies_of_module(trainer, pl_module))]
         self._load_hooks += [make_loadable(network) for network in networks if not is_loadable(network)]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -90,8 +91,10 @@ class ResumablePruning(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Set the attributes that the weights' shapes left open."""
-        for network in (pl_module, *copies_of_module(trainer, pl_module)):
-            set_attributes_of(network, checkpoint.get(KEY, {}).get("attributes", {}))
+        attributes = checkpoint.get(KEY, {}).get("attributes", {})
+        set_attributes_of(pl_module, attributes)
+        for copy_ in copies_of_module(trainer, pl_module):
+            set_attributes_of(copy_.holder, attributes_inside(attributes, copy_.prefix))
 
     def state_dict(self) -> dict[str, Any]:
         """Return where pruning stands, as plain data and tensors."""

@@ -69,6 +69,14 @@ class CodeChanges:
                     rules.setdefault((other.module, other.path), other)
         return CodeChanges(tuple(rules.values()), tuple(names))
 
+    def inside(self, prefix: str) -> CodeChanges:
+        """Return what changes in a submodule, by the names that modules have in it."""
+        if not prefix:
+            return self
+        at = len(prefix) + 1
+        rules = (rule._replace(module=rule.module[at:]) for rule in self.size_rules if is_inside(rule.module, prefix))
+        return CodeChanges(tuple(rules), tuple(name[at:] for name in self.rewritten if is_inside(name, prefix)))
+
     def that_fit(self, structure: Structure) -> CodeChanges:
         """Return the changes whose sizes a structure has: those of arguments depend on the label rules in use."""
         return replace(self, size_rules=tuple(rule for rule in self.size_rules if structure.has(rule.follows)))

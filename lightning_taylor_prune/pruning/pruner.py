@@ -17,6 +17,7 @@ from lightning_taylor_prune.groups.find import find_groups
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.plan import PruningPlan
 from lightning_taylor_prune.pruning.analysed import AnalysedNetwork
+from lightning_taylor_prune.pruning.beside import Beside
 from lightning_taylor_prune.pruning.constraints import Constraints, check_int, check_number
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
 from lightning_taylor_prune.pruning.original import OriginalNetwork
@@ -176,7 +177,8 @@ class Pruner(AnalysedNetwork):
         filters: int = 8,
         *,
         step: int | None = None,
-        copies: Sequence[nn.Module] = (),
+        copies: Sequence[object] = (),
+        holders: Sequence[object] = (),
         further_steps: Sequence[Step] = (),
     ) -> PruneOutcome:
         """Remove the least important units: choose, verify, agree with the other ranks, cut; all or nothing.
@@ -184,21 +186,21 @@ class Pruner(AnalysedNetwork):
         Args:
             filters: Units to remove. A unit is mostly one filter; coupled filters (a residual stream's) count once.
             step: Number of the optimizer step, for the history; by default the number of updates.
-            copies: Networks of the same structure (moving averages) that are cut along.
+            copies: What is cut along: copies of the network or of a submodule (moving averages), dictionaries from
+                names of parameters to tensors, lists of tensors in the order of a module's parameters.
+            holders: Objects that may hold the network's parameters, or optimizers of them, as attributes.
             further_steps: What else belongs to the cut, see :class:`~lightning_taylor_prune.pruning.transaction.Step`.
         """
         check_int("filters", filters, at_least=1)
         step = self._updates if step is None else step
         try:
             self._settle_twins()
-            return self._prune(filters, step, copies, further_steps)
+            return self._prune(filters, step, Beside.of(self.model, copies, holders), further_steps)
         except TraceError as error:
             self._warn(f"Step {step}: no prune, as the network cannot be traced as it is now. {error}")
             return PruneOutcome(self.groups.plan({}), "untraceable")
 
-    def _prune(
-        self, filters: int, step: int, copies: Sequence[nn.Module], further_steps: Sequence[Step]
-    ) -> PruneOutcome:
+    def _prune(self, filters: int, step: int, beside: Beside, further_steps: Sequence[Step]) -> PruneOutcome:
         raw = self.scores
         if not raw.isfinite().any():
             seen = self.criterion.steps
@@ -210,7 +212,7 @@ class Pruner(AnalysedNetwork):
         warn_unscored(raw, self.groups)
         scores = normalize_scores(raw, self.groups, self.settings.normalization, self.settings.macs_weight)
         before = self.groups
-        choice = self._cut(scores, filters, copies, further_steps)
+        choice = self._cut(scores, filters, beside, further_steps)
         if choice.plan:
             self._restart_criterion()
             row = history_row(choice.plan, before, self.groups, scores, self._batch_size)
@@ -218,7 +220,7 @@ class Pruner(AnalysedNetwork):
             self.history.append(row)
         return PruneOutcome(choice.plan, choice.reason)
 
-    def _cut(self, scores: Tensor, filters: int, copies: Sequence[nn.Module], further_steps: Sequence[Step]) -> Choice:
+    def _cut(self, scores: Tensor, filters: int, beside: Beside, further_steps: Sequence[Step]) -> Choice:
         """Cut; groups whose channels the network's code turns out not to give up are left out from then on."""
         while True:
             choice = self._choose(scores, filters)
@@ -229,8 +231,8 @@ class Pruner(AnalysedNetwork):
                     self._refuse(choice.plan, divergence)
                 continue
             if choice.plan:
-                mode = self.settings.optimizer_state
-                cut_tensors_(self.model, choice.plan, self.optimizers, mode, copies, further_steps)
+                optimizers, mode = beside.with_optimizers(self.optimizers), self.settings.optimizer_state
+                cut_tensors_(self.model, choice.plan, optimizers, mode, beside.copies, beside.holders, further_steps)
                 self.groups = self.groups.after(choice.plan)
             return choice
 
