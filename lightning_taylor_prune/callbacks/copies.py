@@ -20,9 +20,15 @@ from lightning_taylor_prune.pruning.holders import Copy, Holders, named_as_avera
 from lightning_taylor_prune.pruning.twins import TwinWatch
 
 
-def copies_of_module(trainer: Trainer, pl_module: LightningModule) -> list[Copy]:
-    """Return every copy of the module, or of a part of it, that can be run, whether it follows the training or not."""
-    found = Holders(pl_module).copies(_roots(trainer, pl_module))
+def copies_of_module(trainer: Trainer, pl_module: LightningModule, sizes: bool = True) -> list[Copy]:
+    """Return every copy of the module, or of a part of it, that can be run, whether it follows the training or not.
+
+    Args:
+        trainer: The Trainer.
+        pl_module: The module.
+        sizes: Whether only those count that have the module's present sizes.
+    """
+    found = Holders(pl_module, sizes).copies(_roots(trainer, pl_module))
     return [copy for copy in found if copy.module is not None]
 
 

@@ -40,16 +40,16 @@ class TwinCandidate:
     alike: bool
 
 
-def signature(module: nn.Module) -> Signature:
-    """Return names and shapes of a module's parameters."""
-    return tuple((name, tuple(parameter.shape)) for name, parameter in module.named_parameters())
+def signature(module: nn.Module, sizes: bool = True) -> Signature:
+    """Return names and shapes of a module's parameters; without ``sizes`` only how many axes each has."""
+    return tuple((name, tuple(p.shape) if sizes else (p.dim(),)) for name, p in module.named_parameters())
 
 
-def names_by_signature(root: nn.Module) -> dict[Signature, list[str]]:
+def names_by_signature(root: nn.Module, sizes: bool = True) -> dict[Signature, list[str]]:
     """Return the names of all modules that have parameters, the root's included, by their signature."""
     found: dict[Signature, list[str]] = {}
     for name, module in root.named_modules():
-        if own := signature(module):
+        if own := signature(module, sizes):
             found.setdefault(own, []).append(name)
     return found
 

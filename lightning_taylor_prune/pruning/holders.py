@@ -47,14 +47,15 @@ class Holders:
 
     Args:
         network: The network.
+        sizes: Whether a copy has the sizes of the network; without, modules are found by names, others not at all.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
+    def __init__(self, network: nn.Module, sizes: bool = True) -> None:
+        self._network, self._sizes = network, sizes
         self._tensors = dict(named_tensors(network))
         self._inside = {id(module) for module in network.modules()}
         self._live = {id(parameter) for parameter in network.parameters()}
-        self._same = names_by_signature(network)
+        self._same = names_by_signature(network, sizes)
         self._flat = {name.replace(".", mark): name for mark in ("_", "", ".") for name in self._tensors}
         self._lists = _names_by_shapes(network)
 
@@ -101,10 +102,10 @@ class Holders:
     def _copy_module(self, module: nn.Module, owners: tuple[str, ...]) -> Copy | None:
         if not any(True for _ in module.parameters()) or self._shares(module.parameters()):
             return None
-        prefixes = self._same.get(signature(module), [])
+        prefixes = self._same.get(signature(module, self._sizes), [])
         if not prefixes:
             return None
-        best = max(prefixes, key=lambda prefix: self._likeness(prefix, module))
+        best = max(prefixes, key=lambda prefix: self._likeness(prefix, module)) if self._sizes else prefixes[0]
         named = ((_join(best, name), tensor) for name, tensor in named_tensors(module))
         return Copy({name: t for name, t in named if self._fits(name, t)}, module, best, owners)
 
@@ -144,7 +145,12 @@ class Holders:
 
     def _copy_list(self, items: Sequence[Any], owners: tuple[str, ...]) -> Copy | None:
         """Match a list of tensors with the shapes of a module's parameters, in their order."""
-        if len(items) < 2 or not all(isinstance(item, Tensor) for item in items) or self._shares(items):
+        if (
+            len(items) < 2
+            or not self._sizes
+            or not all(isinstance(item, Tensor) for item in items)
+            or self._shares(items)
+        ):
             return None
         several = self._lists.get(tuple(tuple(item.shape) for item in items), [])
         matches = [dict(zip(names, items, strict=True)) for names in several]
@@ -154,7 +160,7 @@ class Holders:
         return correlation((self._tensors[name] for name in tensors), tensors.values())
 
     def _fits(self, name: str, tensor: Tensor) -> bool:
-        return name in self._tensors and self._tensors[name].shape == tensor.shape
+        return self._sizes and name in self._tensors and self._tensors[name].shape == tensor.shape
 
     def _shares(self, tensors: Iterable[Tensor]) -> bool:
         return any(id(tensor) in self._live for tensor in tensors)
@@ -169,7 +175,7 @@ def items_of(value: Any) -> dict[str, Any]:
     if isinstance(value, Optimizer):
         return {}
     if isinstance(value, nn.Module):
-        return {**_plain_attributes_of_module(value), **value._modules, "": value._buffers}
+        return {**_plain_attributes_of_module(value), **dict(value.named_children()), "": value._buffers}
     return dict(vars(value)) if hasattr(value, "__dict__") else {}
 
 
