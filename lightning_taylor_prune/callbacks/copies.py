@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_taylor_prune.errors import ArgumentError, PruningWarning
-from lightning_taylor_prune.modules.likeness import ALIKE, correlation, sums
+from lightning_taylor_prune.modules.likeness import ALIKE, correlation, named_as_average, sums
 from lightning_taylor_prune.pruning.beside import copy_named
-from lightning_taylor_prune.pruning.holders import Copy, Holders, named_as_average
+from lightning_taylor_prune.pruning.holders import Copy, Holders
 from lightning_taylor_prune.pruning.twins import TwinWatch
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -72,6 +73,19 @@ def twin_candidates(root: nn.Module) -> list[TwinCandidate]:
 def likely_twins(root: nn.Module) -> list[Twin]:
     """Find modules that no gradient reaches and whose values are like those of one that is trained."""
     return [candidate.twin for candidate in twin_candidates(root) if candidate.alike]
+
+
+def named_as_average(owners: Iterable[str]) -> bool:
+    """Whether names of attributes or classes say that something is an average.
+
+    Example:
+        >>> named_as_average(["ModelEmaV3", "module"]), named_as_average(["teacher"])
+        (True, False)
+    """
+    words = {word.lower() for name in owners for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+    return not words.isdisjoint(
+        {"ema", "average", "averaged", "averaging", "swa", "shadow", "polyak", "momentum", "target"}
+    )
 
 
 def is_inside(name: str, module: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,6 +64,7 @@ class Holders:
         for value, owners in self._walk(roots):
             if id(value) not in found and (copy := self.as_copy(value, owners)) is not None:
                 found[id(value)] = copy
+        found |= {id(c.holder): c for module in self._network.modules() if (c := self._copy_inside(module)) is not None}
         inner = {id(t) for c in found.values() if c.module is not None for t in c.tensors.values()}
         return [c for c in found.values() if c.module is not None or not inner.issuperset(map(id, c.tensors.values()))]
 
@@ -138,23 +138,28 @@ class Holders:
         found = {}
         for key, tensor in named.items():
             name = self._flat.get(prefix + key.removeprefix(cut))
-            if name is None or not self._fits(name, tensor):
+            if name is None or not self._fits(name, tensor) or self._tensors[name] is tensor:
                 return None
             found[name] = tensor
         return found
 
-    def _copy_list(self, items: Sequence[Any], owners: tuple[str, ...]) -> Copy | None:
-        """Match a list of tensors with the shapes of a module's parameters, in their order."""
-        if (
-            len(items) < 2
-            or not self._sizes
-            or not all(isinstance(item, Tensor) for item in items)
-            or self._shares(items)
-        ):
+    def _copy_list(self, items: Sequence[Any], owners: tuple[str, ...] = ()) -> Copy | None:
+        if len(items) < 2 or not self._sizes or not all(isinstance(item, Tensor) for item in items):
             return None
+        return None if self._shares(items) else self._match_list(items, owners)
+
+    def _copy_inside(self, module: nn.Module) -> Copy | None:
+        """Match a frozen list of parameters in the network itself."""
+        if not isinstance(module, nn.ParameterList) or any(p.requires_grad for p in module.parameters()):
+            return None
+        return self._match_list(list(module))
+
+    def _match_list(self, items: Sequence[Tensor], owners: tuple[str, ...] = ()) -> Copy | None:
+        """Match a list of tensors with the shapes of a module's parameters, in their order."""
         several = self._lists.get(tuple(tuple(item.shape) for item in items), [])
         matches = [dict(zip(names, items, strict=True)) for names in several]
-        return Copy(max(matches, key=self._likeness_of), items, owners=owners) if matches else None
+        others = [match for match in matches if all(self._tensors[name] is not t for name, t in match.items())]
+        return Copy(max(others, key=self._likeness_of), items, owners=owners) if others else None
 
     def _likeness_of(self, tensors: Mapping[str, Tensor]) -> float:
         return correlation((self._tensors[name] for name in tensors), tensors.values())
@@ -188,17 +193,6 @@ def is_worth_a_look(value: Any) -> bool:
     if isinstance(value, (torch.utils.data.Dataset, torch.utils.data.DataLoader)) or type(value).__name__ == "Trainer":
         return False
     return not type(value).__module__.startswith(__package__.partition(".")[0])
-
-
-def named_as_average(owners: Iterable[str]) -> bool:
-    """Whether names of attributes or classes say that something is an average.
-
-    Example:
-        >>> named_as_average(["ModelEmaV3", "module"]), named_as_average(["teacher"])
-        (True, False)
-    """
-    words = {word.lower() for name in owners for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
-    return not words.isdisjoint({"ema", "average", "averaged", "averaging", "swa", "shadow", "polyak", "momentum"})
 
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))

@@ -93,8 +93,8 @@ def cut_tensors_(
     networks = [(model, ""), *copied]
     updates = [update for network, prefix in networks for update in _updates(network, prefix, plan)]
     cut = [_smaller(_tensor(model, name), cuts) for name, cuts in plan.by_tensor()]
-    parameters = [r for r in cut if isinstance(r, Replacement)]
     cut += [_smaller(tensor, cuts) for copy in copies for tensor, cuts in _cuts_of(copy, model, plan)]
+    parameters = [r for r in cut if isinstance(r, Replacement)]
     several = optimizers if isinstance(optimizers, (list, tuple)) else [optimizers]
     swaps = [prepare_optimizer(optimizer, parameters, optimizer_state) for optimizer in several]
     transaction = Transaction()

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.labels.twins import used_tensors
-from lightning_taylor_prune.modules.likeness import Twin, TwinCandidate, is_inside, sums, twin_candidates
+from lightning_taylor_prune.modules.likeness import (
+    Twin,
+    TwinCandidate,
+    is_inside,
+    named_as_average,
+    sums,
+    twin_candidates,
+)
 from lightning_taylor_prune.plan import Indices
 
 
@@ -19,8 +26,8 @@ class TwinWatch:
     """Tells modules that follow others from teachers, by whether their values change although no gradient reaches them.
 
     At first a module whose values are like those of a trained one is taken for its follower. By the first prune more is
-    known: it has changed, or it has not and is called in training, and then is a teacher. One that is never called
-    holds numbers for its leader's, one by one, and follows.
+    known: it has changed, or it has not and is called in training, and then is a teacher, unless its name says that it
+    is an average. One that is never called holds numbers for its leader's, one by one, and follows.
 
     Args:
         model: The network as training begins.
@@ -50,7 +57,8 @@ def _follows(
     name = candidate.twin.follower
     if any(is_inside(parameter, name) for parameter in trained):
         return False
-    if not any(is_inside(tensor, name) for tensor in used) and candidate.alike:
+    is_called = any(is_inside(tensor, name) for tensor in used)
+    if candidate.alike and (not is_called or named_as_average([name])):
         return True
     is_frozen = not any(parameter.requires_grad for parameter in model.get_submodule(name).parameters())
     return (is_frozen or candidate.alike) and any(is_inside(parameter, name) for parameter in changed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,17 @@ class Averaged(NeverRun):
         self.other.update_parameters(self.online)
 
 
+class CopiedLate(Pair):
+    """A target network, as in reinforcement learning: called, and copied anew after many steps."""
+
+    def build_other(self) -> nn.Module:
+        return nn.Sequential(OrderedDict(target=super().build_other()))
+
+    def follow(self) -> None:
+        if self.global_step == 8:
+            self.other.target.load_state_dict(self.online.state_dict())
+
+
 class Contrastive(Pair):
     """Keeps a queue of what the momentum encoder has put out, which is updated before the forward pass."""
 
@@ -136,6 +148,7 @@ FOLLOWERS = [
     NeverRun,
     FollowsLate,
     Averaged,
+    CopiedLate,
     Contrastive,
     Predicting,
 ]
@@ -171,6 +184,32 @@ TEACHERS = [Teacher, OwnPast, NotFrozen, OtherNetwork]
 
 def shapes(module: nn.Module) -> list[torch.Size]:
     return [parameter.shape for parameter in module.parameters()]
+
+
+class InBuffers(NeverRun):
+    """As latent diffusion writes it: names of buffers have no dots."""
+
+    def build_other(self) -> nn.Module:
+        other = nn.Module()
+        for name, parameter in self.online.named_parameters():
+            other.register_buffer(name.replace(".", ""), parameter.detach().clone())
+        return other
+
+    def follow(self) -> None:
+        for own, new in zip(self.other.buffers(), self.online.parameters(), strict=True):
+            own.lerp_(new, 0.1)
+
+
+class InAList(NeverRun):
+    def build_other(self) -> nn.Module:
+        several = (parameter.detach().clone() for parameter in self.online.parameters())
+        return nn.ParameterList([nn.Parameter(parameter, requires_grad=False) for parameter in several])
+
+
+@pytest.mark.parametrize("cls", [InBuffers, InAList])
+def test_loose_tensors_of_the_module_are_cut_with_the_network(cls: type[Pair]) -> None:
+    module, _ = pruned(cls, "taylor")
+    assert [t.shape for t in [*module.other.parameters(), *module.other.buffers()]] == shapes(module.online)
 
 
 def pruned(cls: type[Pair], criterion: str) -> tuple[Pair, list[torch.Size]]:

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_taylor_prune.modules.likeness import Twin, correlation, likely_twins, sums, twin_candidates
+from lightning_taylor_prune.modules.likeness import (
+    Twin,
+    correlation,
+    likely_twins,
+    named_as_average,
+    sums,
+    twin_candidates,
+)
 from tests.lightning_modules import small_network
 
 
@@ -64,3 +71,17 @@ def test_correlation_is_that_of_the_deviations() -> None:
 
 def test_sums_are_in_the_order_of_the_tensors() -> None:
     assert sums(iter([torch.ones(3), torch.zeros(2), torch.full((2,), 4.0)])).tolist() == [3, 0, 8]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["ModelEmaV3", "module"], True),
+        (["ema_model"], True),
+        (["AveragedModel"], True),
+        (["teacher"], False),
+        (["schema", "remainder"], False),
+    ],
+)
+def test_names_may_say_that_something_is_an_average(names: list[str], expected: bool) -> None:
+    assert named_as_average(names) == expected

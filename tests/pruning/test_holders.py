@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_taylor_prune import find_groups
 from lightning_taylor_prune.errors import ArgumentError
 from lightning_taylor_prune.pruning.beside import Beside
-from lightning_taylor_prune.pruning.holders import Holders, named_as_average
+from lightning_taylor_prune.pruning.holders import Holders
 from lightning_taylor_prune.pruning.prune import cut_tensors_
 from lightning_taylor_prune.pruning.pruner import Pruner
 from tests.lightning_modules import small_network
@@ -163,20 +163,6 @@ def test_a_copy_of_one_of_two_like_parts_is_one_of_that_whose_values_it_has() ->
 def test_what_is_named_but_no_copy_is_refused() -> None:
     with pytest.raises(ArgumentError, match="got a Linear whose names or shapes are others"):
         Beside.of(small_network(), [nn.Linear(3, 3)])
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["ModelEmaV3", "module"], True),
-        (["ema_model"], True),
-        (["AveragedModel"], True),
-        (["teacher"], False),
-        (["schema", "remainder"], False),
-    ],
-)
-def test_names_may_say_that_something_is_an_average(names: list[str], expected: bool) -> None:
-    assert named_as_average(names) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
