@@ -26,7 +26,6 @@ from lightning_taylor_prune.callbacks.trainer_compat import (
 from lightning_taylor_prune.callbacks.unprunable import OnUnprunable, analysis_and_reason, reason_to_stop
 from lightning_taylor_prune.pruning.constraints import Constraints, check_bool, check_choice, check_int, check_number
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
-from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.pruning.settings import Settings
@@ -288,10 +287,6 @@ class TaylorPruningCallback(ResumablePruning):
             log_prune(trainer, pl_module, self.history[-1], self.filters_after, self.max_prunes)
             if self.validate_after_prune:
                 self._validation.make(trainer)
-        self._stop_after(outcome)
-
-    def _stop_after(self, outcome: PruneOutcome) -> None:
-        """End pruning where a target is reached, nothing is left to prune, or all prunes are done."""
         done = outcome and self.max_prunes is not None and len(self.history) >= self.max_prunes
         if reason := reason_to_stop(outcome, self.settings.constraints, self.max_prunes if done else None):
             self._stop(reason, warn=outcome.reason == "nothing_left")

@@ -9,11 +9,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 Signature = tuple[tuple[str, tuple[int, ...]], ...]
 
 ALIKE = 0.2
 """Correlation from which on the weights of two modules are called alike: those drawn apart have about none."""
+
+
+MOST_COMPARED = 100_000
+"""Numbers of one tensor that tell whether two are alike."""
 
 
 class Twin(NamedTuple):
@@ -43,7 +48,8 @@ class TwinCandidate:
 
 def signature(module: nn.Module, sizes: bool = True) -> Signature:
     """Return names and shapes of a module's parameters; without ``sizes`` only how many axes each has."""
-    return tuple((name, tuple(p.shape) if sizes else (p.dim(),)) for name, p in module.named_parameters())
+    named = [(name, p) for name, p in module.named_parameters() if is_comparable(p)]
+    return tuple((name, tuple(p.shape) if sizes else (p.dim(),)) for name, p in named)
 
 
 def names_by_signature(root: nn.Module, sizes: bool = True) -> dict[Signature, list[str]]:
@@ -118,21 +124,28 @@ def _may_lead(root: nn.Module, leader: str, follower: str) -> bool:
     return is_frozen or any(parameter.grad is not None for parameter in first)
 
 
+def is_comparable(value: object) -> bool:
+    """Whether something is a tensor that has a shape and lies densely in memory."""
+    return isinstance(value, Tensor) and not is_lazy(value) and value.layout == torch.strided
+
+
 @torch.no_grad()
 def correlation(first: Iterable[Tensor], second: Iterable[Tensor]) -> float:
     """Return how far the deviations of tensors from their means point the same way, -1 to 1; 0 if all are constant.
+
+    Of large tensors the first :data:`MOST_COMPARED` numbers are looked at.
 
     Args:
         first: Tensors.
         second: As many, of the same shapes.
     """
-    products = [torch.zeros(3, dtype=torch.float64)]
+    products = [torch.zeros(3)]
     for a, b in zip(first, second, strict=True):
-        if a.numel() > 1 and a.is_floating_point() and b.is_floating_point():
-            x, y = (v.detach().to("cpu", torch.float32).flatten() for v in (a, b))
+        if all(is_comparable(v) and v.is_floating_point() and v.numel() > 1 for v in (a, b)):
+            x, y = (v.detach().flatten()[:MOST_COMPARED].to(a.device, torch.float32) for v in (a, b))
             x, y = x - x.mean(), y - y.mean()
-            products.append(torch.stack([x @ y, x @ x, y @ y]).double())
-    product, left, right = torch.stack(products).sum(0).tolist()
+            products.append(torch.stack([x @ y, x @ x, y @ y]).cpu())
+    product, left, right = torch.stack(products).double().sum(0).tolist()
     return float(product / (left * right) ** 0.5) if left * right > 0 else 0.0
 
 
@@ -140,9 +153,17 @@ def correlation(first: Iterable[Tensor], second: Iterable[Tensor]) -> float:
 def sums(tensors: Iterable[Tensor]) -> Tensor:
     """Return the sum of every tensor, float64 on the CPU, shape ``[tensors]``: it changes where values do."""
     by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
+    count = 0
     for number, tensor in enumerate(tensors):
-        by_device.setdefault(tensor.device, []).append((number, tensor.detach().double().sum()))
-    found = torch.zeros(sum(len(several) for several in by_device.values()), dtype=torch.float64)
+        count = number + 1
+        if is_comparable(tensor):
+            by_device.setdefault(tensor.device, []).append((number, _sum(tensor)))
+    found = torch.zeros(count, dtype=torch.float64)
     for several in by_device.values():  # one transfer for each device
-        found[[number for number, _ in several]] = torch.stack([value for _, value in several]).cpu()
+        found[[number for number, _ in several]] = torch.stack([value for _, value in several]).cpu().double()
     return found
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return real.detach().sum(dtype=torch.float32 if tensor.device.type == "mps" else torch.float64)

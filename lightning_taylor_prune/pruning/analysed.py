@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,9 +38,12 @@ class AnalysedNetwork:
         if self.history:
             return
         found = self.twins.settled(self.model, self.groups, self._trained.names)
-        twins = tuple(Twin(*names) for names in self.ranks.from_first([list(twin) for twin in found]))
+        self._tie([Twin(*names) for names in self.ranks.from_first([list(twin) for twin in found])])
+
+    def _tie(self, twins: Sequence[Twin]) -> None:
+        """Analyse a network that has lost nothing yet anew if other modules follow than in its groups."""
         if set(twins) != set(self.groups.twins):
-            before, self.original = self.groups, replace(self.original, twins=twins)
+            before, self.original = self.groups, replace(self.original, twins=tuple(twins))
             self.groups = self.original.find_groups(self.model, before.calls, self.settings.rewrite_hard_coded)
             self._restart_criterion(carried_scores(self.criterion.state_dict(), before, self.groups))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_taylor_prune.modules.likeness import correlation, names_by_signature, signature
+from lightning_taylor_prune.modules.likeness import correlation, is_comparable, names_by_signature, signature
 from lightning_taylor_prune.tracing.tensors import named_tensors
 
 OBJECTS_DEEP = 3
@@ -51,7 +51,7 @@ class Holders:
 
     def __init__(self, network: nn.Module, sizes: bool = True) -> None:
         self._network, self._sizes = network, sizes
-        self._tensors = dict(named_tensors(network))
+        self._tensors = {name: tensor for name, tensor in named_tensors(network) if is_comparable(tensor)}
         self._inside = {id(module) for module in network.modules()}
         self._live = {id(parameter) for parameter in network.parameters()}
         self._same = names_by_signature(network, sizes)
@@ -77,7 +77,7 @@ class Holders:
         """Return what a value is a copy of; ``None`` if it is none of this network."""
         if isinstance(value, nn.Module):
             return self._copy_module(value, owners)
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             return self._copy_dict(value, owners)
         return self._copy_list(value, owners) if isinstance(value, (list, tuple)) else None
 
@@ -92,7 +92,7 @@ class Holders:
             if id(value) not in self._inside:
                 yield value, owners
             children = items_of(value)
-            is_object = not isinstance(value, (nn.Module, Mapping, Sequence, set, frozenset, deque))
+            is_object = not isinstance(value, (nn.Module, dict, list, tuple, set, frozenset, deque))
             if is_object and not depth:
                 continue
             names = (*owners, type(value).__name__) if hasattr(value, "__dict__") else owners
@@ -114,7 +114,7 @@ class Holders:
 
     def _copy_dict(self, table: Mapping[Any, Any], owners: tuple[str, ...]) -> Copy | None:
         """Match a dictionary from names to tensors; names may be relative, or have no dots as those of buffers."""
-        named = {key: v for key, v in table.items() if isinstance(key, str) and isinstance(v, Tensor) and v.dim()}
+        named = {key: v for key, v in table.items() if isinstance(key, str) and is_comparable(v) and v.dim()}
         if not any(tensor.dim() > 1 for tensor in named.values()) or self._shares(named.values()):
             return None
         for strict in (True, False):
@@ -144,7 +144,7 @@ class Holders:
         return found
 
     def _copy_list(self, items: Sequence[Any], owners: tuple[str, ...] = ()) -> Copy | None:
-        if len(items) < 2 or not self._sizes or not all(isinstance(item, Tensor) for item in items):
+        if len(items) < 2 or not self._sizes or not all(map(is_comparable, items)):
             return None
         return None if self._shares(items) else self._match_list(items, owners)
 
@@ -173,7 +173,7 @@ class Holders:
 
 def items_of(value: Any) -> dict[str, Any]:
     """Return what a container or plain object holds, by name where there is one."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {str(key) if isinstance(key, str) else f"#{number}": v for number, (key, v) in enumerate(value.items())}
     if isinstance(value, (list, tuple, set, frozenset, deque)):
         return {f"#{number}": item for number, item in enumerate(value)}
@@ -190,7 +190,9 @@ def is_worth_a_look(value: Any) -> bool:
         return False
     if isinstance(value, (type, ModuleType, FunctionType, MethodType, torch.jit.ScriptModule)):
         return False
-    if isinstance(value, (torch.utils.data.Dataset, torch.utils.data.DataLoader)) or type(value).__name__ == "Trainer":
+    if isinstance(value, (torch.utils.data.Dataset, torch.utils.data.DataLoader)):
+        return False
+    if any(cls.__name__ == "Trainer" for cls in type(value).__mro__):
         return False
     return not type(value).__module__.startswith(__package__.partition(".")[0])
 
@@ -206,7 +208,7 @@ def _names_by_shapes(network: nn.Module) -> dict[tuple[tuple[int, ...], ...], li
     """Return names of every module's parameters, all, the trained, or the weights alone, by their shapes."""
     found: dict[tuple[tuple[int, ...], ...], list[list[str]]] = {}
     for prefix, module in network.named_modules():
-        own = [(_join(prefix, name), parameter) for name, parameter in module.named_parameters()]
+        own = [(_join(prefix, name), p) for name, p in module.named_parameters() if is_comparable(p)]
         trained, weights = [p for p in own if p[1].requires_grad], [p for p in own if p[1].dim() > 1]
         for chosen in (own, trained, weights):
             names, shapes = [name for name, _ in chosen], tuple(tuple(p.shape) for _, p in chosen)

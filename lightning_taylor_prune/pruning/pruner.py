@@ -271,6 +271,8 @@ class Pruner(AnalysedNetwork):
         Raises:
             PlanError: The state is one of another network, or of one with channels that this one has lost.
         """
+        if not self.history:
+            self._tie(OriginalNetwork.from_state_dict(state["original"]).twins)
         restricted = self.groups.unpruned().restricted(state["kept"])
         kept, now = restricted.kept_units(), self.groups.kept_units()
         if absent := [name for name in now if not set(kept[name].tolist()) <= set(now[name].tolist())]:

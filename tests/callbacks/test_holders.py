@@ -191,6 +191,14 @@ FOLLOWERS = [
 ]
 
 
+class Lazy(Classifier):
+    """Some of its parameters have no shape before the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.LazyLinear(3)
+
+
 def shapes(tensors: Iterable[Tensor]) -> list[torch.Size]:
     return [tensor.shape for tensor in tensors]
 
@@ -243,6 +251,10 @@ def test_what_does_not_follow_is_not_cut(cls: type[Keeps]) -> None:
     before = shapes(Classifier().network.parameters())
     fit(module, keeping)
     assert shapes(keeping.kept(module)) in (before, before[-2:])
+
+
+def test_what_has_no_shape_yet_is_no_hindrance() -> None:
+    trainer(TaylorPruningCallback(every_n_steps=3), more_callbacks=[InnerCopy()]).fit(Lazy(), loader())
 
 
 class OwnOptimizer(Classifier):

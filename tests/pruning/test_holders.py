@@ -189,3 +189,26 @@ class Both(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.teacher(x) + self.student(x)
+
+
+class TaughtByItsPast(Both):
+    """Training starts with a teacher that is equal to the student."""
+
+    def __init__(self) -> None:
+        super().__init__(small_network().requires_grad_(False), small_network())
+
+    def step(self, pruner: Pruner) -> None:
+        self.zero_grad()
+        self(torch.randn(4, 1, 8, 8)).square().mean().backward()
+        pruner.update()
+
+
+@pytest.mark.filterwarnings("ignore:2 groups have no score")
+def test_a_plain_loop_resumes_beside_a_teacher_that_was_equal_to_the_network() -> None:
+    first, second = TaughtByItsPast(), TaughtByItsPast()
+    pruner = Pruner(first, X)
+    first.step(pruner)
+    pruner.prune(3)
+    resumed = Pruner(second, X)
+    resumed.load_state_dict(pruner.state_dict())
+    assert [p.shape for p in second.parameters()] == [p.shape for p in first.parameters()]
