@@ -402,6 +402,11 @@ def lbfgs_counts_its_parameters_anew_without_its_cache() -> None:
     assert (before, stale, optimizer._numel()) == (3, 3, 2)
 
 
+@relies_on("Trainer")
+def trainer_of_a_module_is_known_by_the_name_of_its_class() -> None:
+    assert pl.Trainer.__name__ == "Trainer"
+
+
 @relies_on("_average_model", "StochasticWeightAveraging")
 def averaging_callback_keeps_its_copy_of_the_module() -> None:
     average = StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)

@@ -14,6 +14,7 @@ from lightning_taylor_prune.callbacks.calls_of_ranks import answered_by_first_ra
 from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.groups.find import groups_of_network, groups_with_calls
 from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.modules.likeness import Twin, likely_twins
 from lightning_taylor_prune.pruning.original import OriginalNetwork
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.tracing.call import Call, tree_fake
@@ -130,9 +131,11 @@ class FirstBatchRecorder:
         self, recorder: CallRecorder, pl_module: LightningModule, ranks: Ranks, rewrite_hard_coded: bool
     ) -> ChannelGroups:
         """Analyse the training step, where only that shows how layers work together, or else what it calls."""
+        found = ranks.from_first([list(twin) for twin in likely_twins(pl_module)])
+        twins = [Twin(*names) for names in found]
         if self._step is not None and recorder.needs_step():
             try:
-                groups = _groups_of_step(self._step, pl_module, ranks, rewrite_hard_coded)
+                groups = _groups_of_step(self._step, pl_module, ranks, rewrite_hard_coded, twins)
                 self._by_step = True
                 return groups
             except TraceError as error:
@@ -145,6 +148,7 @@ class FirstBatchRecorder:
             lambda: answered_by_first_rank(recorder.real_calls, pl_module, ranks),
             lambda: submodules_of_first_rank(recorder, pl_module, ranks),
             rewrite_hard_coded,
+            twins,
         )
 
     def _calls_like_those_of(
@@ -185,11 +189,14 @@ def _training_step(pl_module: LightningModule, batch: Any, batch_idx: int) -> Ca
     return Call("", (batch, batch_idx) if takes_index else (batch,), method=_STEP)
 
 
-def _groups_of_step(step: Call, pl_module: LightningModule, ranks: Ranks, rewrite_hard_coded: bool) -> ChannelGroups:
+def _groups_of_step(
+    step: Call, pl_module: LightningModule, ranks: Ranks, rewrite_hard_coded: bool, twins: Sequence[Twin]
+) -> ChannelGroups:
     return groups_of_network(
         pl_module,
         [tree_fake(step, FakeMode())],
         lambda: answered_by_first_rank([step], pl_module, ranks),
         lambda: TraceableSubmodules((), ()),
         rewrite_hard_coded,
+        twins,
     )

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_taylor_prune.callbacks.calls_of_ranks import calls_of_all_ranks
-from lightning_taylor_prune.callbacks.copies import FollowingCopies
+from lightning_taylor_prune.callbacks.copies import FollowingCopies, check_copies
 from lightning_taylor_prune.callbacks.first_batch import FirstBatchRecorder, calls_of_checkpoint
 from lightning_taylor_prune.callbacks.metrics import log_prune
 from lightning_taylor_prune.callbacks.resume import ResumablePruning
@@ -20,13 +20,13 @@ from lightning_taylor_prune.callbacks.trainer_compat import (
     check_target,
     gradient_scale,
     logging_off,
+    parameters_of_step,
     warnings_of_first_rank,
     window_correction,
 )
-from lightning_taylor_prune.callbacks.unprunable import OnUnprunable, analysis_and_reason
+from lightning_taylor_prune.callbacks.unprunable import OnUnprunable, analysis_and_reason, reason_to_stop
 from lightning_taylor_prune.pruning.constraints import Constraints, check_bool, check_choice, check_int, check_number
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
-from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.pruning.settings import Settings
@@ -68,6 +68,8 @@ class TaylorPruningCallback(ResumablePruning):
         rewrite_hard_coded: Prune sizes that stand as numbers in a module's code too, see
             :func:`~lightning_taylor_prune.groups.find.find_groups`.
         on_unprunable: What to do where nothing can be pruned: ``"warn"`` and train on, or raise an ``"error"``.
+        copies: Copies of the network to prune with it (modules, dictionaries or lists of tensors, or functions that
+            return one), where they are held by neither callbacks nor the module, or change only after the first prune.
         rank_timeout: Under DDP, seconds to wait at a prune for other ranks before giving up with an error.
 
     Attributes:
@@ -101,18 +103,20 @@ class TaylorPruningCallback(ResumablePruning):
         macs_weight: float = 0.0,
         rewrite_hard_coded: bool = False,
         on_unprunable: OnUnprunable = "warn",
+        copies: Sequence[Any] = (),
         rank_timeout: float = 600.0,
     ) -> None:
         super().__init__()
         with as_misconfiguration():
             constraints = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at)
             settings = Settings(criterion, optimizer_state, normalize, macs_weight, rewrite_hard_coded, constraints)
-            check_int("every_n_steps", every_n_steps, at_least=1)
-            check_int("filters_per_prune", filters_per_prune, at_least=1)
+            for name, value in (("every_n_steps", every_n_steps), ("filters_per_prune", filters_per_prune)):
+                check_int(name, value, at_least=1)
             check_int("max_prunes", 1 if max_prunes is None else max_prunes, at_least=1)
             check_int("start_step", start_step, at_least=0)
             check_bool("validate_after_prune", validate_after_prune)
             check_choice("on_unprunable", on_unprunable, get_args(OnUnprunable))
+            check_copies(copies)
             check_number("rank_timeout", rank_timeout, at_least=0)
         self.every_n_steps, self.start_step = every_n_steps, start_step
         self.filters_per_prune, self.max_prunes = filters_per_prune, max_prunes
@@ -123,7 +127,7 @@ class TaylorPruningCallback(ResumablePruning):
 
         self._module: LightningModule | None = None
         self._first_batch = FirstBatchRecorder(target)
-        self._validation, self._copies = ValidationRequest(), FollowingCopies()
+        self._validation, self._copies = ValidationRequest(), FollowingCopies(copies)
         self._ranks: Ranks | None = None
         self._seen_step = self._scored_step = -1
 
@@ -187,7 +191,7 @@ class TaylorPruningCallback(ResumablePruning):
         """Take in gradients under manual optimization: only here are those of one optimizer known to be complete."""
         if self.stop_reason is not None or pl_module.automatic_optimization or self.pruner is None:
             return
-        parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        parameters = parameters_of_step(trainer, pl_module, optimizer)
         # The precision plugin has unscaled `.grad` by now, but not what hooks saw in the backward pass.
         self._accumulate(trainer, gradient_scale(trainer) if self.pruner.criterion.sees_backward else 1.0, parameters)
 
@@ -222,11 +226,9 @@ class TaylorPruningCallback(ResumablePruning):
         """Leave no hook behind."""
         self._close()
 
-    # --- what the hooks do --------------------------------------------------------------------------------------
-
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs to go on."""
-        fresh = {"_module": None, "_ranks": None, "_validation": ValidationRequest(), "_copies": FollowingCopies()}
+        fresh = {"_module": None, "_ranks": None, "_validation": ValidationRequest()}
         return {**super().__getstate__(), **fresh, "_first_batch": FirstBatchRecorder(self.target)}
 
     def _intervals_at(self, step: int) -> int:
@@ -265,6 +267,7 @@ class TaylorPruningCallback(ResumablePruning):
         if found is not None:
             with as_misconfiguration():
                 self.pruner = Pruner.of_groups(pl_module, self.settings, *found, ranks)
+            self.pruner.twins = self._copies.twins or self.pruner.twins
             if self._resumed:
                 self.pruner.load_progress(self._resumed)
                 self._resumed = {}
@@ -292,22 +295,16 @@ class TaylorPruningCallback(ResumablePruning):
                 self.filters_per_prune,
                 step=trainer.global_step,
                 copies=self._copies.find(trainer, pl_module),
+                holders=trainer.callbacks,  # type: ignore[attr-defined]
                 further_steps=[Rewrap(trainer.strategy, pl_module)],
             )
         if outcome:
             log_prune(trainer, pl_module, self.history[-1], self.filters_after, self.max_prunes)
             if self.validate_after_prune:
                 self._validation.make(trainer)
-        self._stop_after(outcome)
-
-    def _stop_after(self, outcome: PruneOutcome) -> None:
-        """End pruning where a target is reached, nothing is left to prune, or all prunes are done."""
-        if outcome.reason == "target":
-            self._stop(f"the next filter would undercut the target {dict(self.settings.constraints.stop_at or {})}")
-        elif outcome.reason == "nothing_left":
-            self._stop("nothing is left to prune within `min_channels`, `max_pruning_ratio` and `exclude`", warn=True)
-        elif outcome and self.max_prunes is not None and len(self.history) >= self.max_prunes:
-            self._stop(f"all {self.max_prunes} prunes are done")
+        done = outcome and self.max_prunes is not None and len(self.history) >= self.max_prunes
+        if reason := reason_to_stop(outcome, self.settings.constraints, self.max_prunes if done else None):
+            self._stop(reason, warn=outcome.reason == "nothing_left")
 
     def _stop(self, reason: str, warn: bool = False) -> None:
         self.stop_reason = reason

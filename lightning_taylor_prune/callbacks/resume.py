@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_taylor_prune.callbacks.copies import copies_of_module
@@ -14,6 +16,7 @@ from lightning_taylor_prune.callbacks.trainer_compat import check_launcher, own_
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.pruning.checkpoint import (
     KEY,
+    attributes_inside,
     attributes_of,
     is_loadable,
     make_loadable,
@@ -66,8 +69,7 @@ class ResumablePruning(Callback):
         if not is_loadable(pl_module):
             check_launcher(trainer)
         # A callback listed before this one has copied the module already, without the hook.
-        networks = [pl_module, *copies_of_module(trainer, pl_module)]
-        self._load_hooks += [make_loadable(network) for network in networks if not is_loadable(network)]
+        self._make_loadable([pl_module, *(copy.holder for copy in copies_of_module(trainer, pl_module))])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take back what `setup` put on the module."""
@@ -90,8 +92,12 @@ class ResumablePruning(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Set the attributes that the weights' shapes left open."""
-        for network in (pl_module, *copies_of_module(trainer, pl_module)):
-            set_attributes_of(network, checkpoint.get(KEY, {}).get("attributes", {}))
+        attributes = checkpoint.get(KEY, {}).get("attributes", {})
+        set_attributes_of(pl_module, attributes)
+        copies = copies_of_module(trainer, pl_module, sizes=False)  # the module has the checkpoint's sizes by now
+        self._make_loadable([copy_.holder for copy_ in copies])
+        for copy_ in copies:
+            set_attributes_of(copy_.holder, attributes_inside(attributes, copy_.prefix))
 
     def state_dict(self) -> dict[str, Any]:
         """Return where pruning stands, as plain data and tensors."""
@@ -116,6 +122,10 @@ class ResumablePruning(Callback):
             "_filters_after": dict(self.filters_after),
             "_load_hooks": [],
         }
+
+    def _make_loadable(self, networks: Sequence[nn.Module]) -> None:
+        """Let networks take a checkpoint's shapes until `teardown`."""
+        self._load_hooks += [make_loadable(network) for network in networks if not is_loadable(network)]
 
     def _close(self) -> None:
         """Remove all hooks from the network."""

@@ -90,6 +90,16 @@ def window_correction(trainer: Trainer) -> float:
     return accumulated / window
 
 
+def parameters_of_step(trainer: Trainer, pl_module: nn.Module, optimizer: Any) -> set[int]:
+    """Return identities of the parameters whose gradients are complete when an optimizer is about to step.
+
+    Those that no optimizer of the Trainer has belong to one that the module keeps for itself, of which no hook tells.
+    """
+    known = {id(p) for each in trainer.optimizers for group in each.param_groups for p in group["params"]}
+    own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return own | {id(p) for p in pl_module.parameters()} - known
+
+
 @contextlib.contextmanager
 def logging_off(pl_module: nn.Module) -> Iterator[None]:
     """Keep `self.log` calls in a traced forward from reaching the Trainer with tensors that hold no numbers."""

@@ -10,7 +10,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_taylor_prune.errors import PlanError, TraceError
 from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.pruning.constraints import Constraints
 from lightning_taylor_prune.pruning.original import OriginalNetwork
+from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.report import locked_lines
 
 OnUnprunable = Literal["warn", "error"]
@@ -48,3 +50,18 @@ def analysis_and_reason(
     if len(lines) > 1:
         (rank_zero_warn if much else rank_zero_info)("\n".join(lines))
     return (groups, original), None if groups.num_units else "nothing can be pruned: every channel is locked"
+
+
+def reason_to_stop(outcome: PruneOutcome, constraints: Constraints, prunes_done: int | None) -> str | None:
+    """Return why pruning ends after a prune; ``None`` if it goes on.
+
+    Args:
+        outcome: What the prune did.
+        constraints: What it respected.
+        prunes_done: How many prunes there were, if that is all of them.
+    """
+    if outcome.reason == "target":
+        return f"the next filter would undercut the target {dict(constraints.stop_at or {})}"
+    if outcome.reason == "nothing_left":
+        return "nothing is left to prune within `min_channels`, `max_pruning_ratio` and `exclude`"
+    return None if prunes_done is None else f"all {prunes_done} prunes are done"

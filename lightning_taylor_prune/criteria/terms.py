@@ -36,12 +36,12 @@ class ParameterSlice:
 
 
 def parameter_slices(model: nn.Module, groups: ChannelGroups, role: Role) -> list[ParameterSlice]:
-    """Return the terms of one role, for parameters only."""
+    """Return the terms of one role, for parameters only: those of averages, which get no gradient, say nothing."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return [
         ParameterSlice(axis.tensor, parameter, axis.dim, _unit_index(units, groups.num_units, parameter.device))
         for axis, units in groups.axes(role)
-        if (parameter := parameters.get(axis.tensor)) is not None
+        if axis.tensor not in groups.followers and (parameter := parameters.get(axis.tensor)) is not None
     ]
 
 

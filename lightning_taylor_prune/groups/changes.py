@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_taylor_prune.groups.shapes import SizeRef
 from lightning_taylor_prune.groups.structure import Structure
+from lightning_taylor_prune.modules.likeness import Twin, is_inside
 from lightning_taylor_prune.modules.sizes import size_updates
 from lightning_taylor_prune.modules.updates import AttributeUpdate
 
@@ -53,6 +54,28 @@ class CodeChanges:
     def with_rewritten(self, names: Iterable[str]) -> CodeChanges:
         """Return these changes with further modules to rewrite."""
         return replace(self, rewritten=tuple(dict.fromkeys((*self.rewritten, *names))))
+
+    def shared_by(self, twins: Iterable[Twin]) -> CodeChanges:
+        """Return these changes for what follows the modules concerned, too: its code may not have been run."""
+        names, rules = dict.fromkeys(self.rewritten), {(rule.module, rule.path): rule for rule in self.size_rules}
+        for twin in twins:
+            at = len(twin.leader)
+            for name in self.rewritten:
+                if is_inside(name, twin.leader):
+                    names.setdefault(twin.follower + name[at:])
+            for rule in self.size_rules:
+                if is_inside(rule.module, twin.leader):
+                    other = rule._replace(module=twin.follower + rule.module[at:])
+                    rules.setdefault((other.module, other.path), other)
+        return CodeChanges(tuple(rules.values()), tuple(names))
+
+    def inside(self, prefix: str) -> CodeChanges:
+        """Return what changes in a submodule, by the names that modules have in it."""
+        if not prefix:
+            return self
+        at = len(prefix) + 1
+        rules = (rule._replace(module=rule.module[at:]) for rule in self.size_rules if is_inside(rule.module, prefix))
+        return CodeChanges(tuple(rules), tuple(name[at:] for name in self.rewritten if is_inside(name, prefix)))
 
     def that_fit(self, structure: Structure) -> CodeChanges:
         """Return the changes whose sizes a structure has: those of arguments depend on the label rules in use."""

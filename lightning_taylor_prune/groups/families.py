@@ -10,6 +10,7 @@ import numpy as np
 from lightning_taylor_prune.groups.shapes import KeepMask
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.labels.space import Field
+from lightning_taylor_prune.modules.likeness import is_inside
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,10 @@ def _first_writers(structure: Structure, chosen: Field, unit_of: Field, count: i
     """Return each unit's earliest writer axis (its rank in execution order) and first label there."""
     axis_count = len(structure.sizes)
     rank_of_axis = np.arange(axis_count) + axis_count
-    writers = structure.propagation.writers
+    axes, twins = structure.propagation.axes, structure.propagation.twins
+    writers = [
+        n for n in structure.propagation.writers if not any(is_inside(axes[n].tensor, t.follower) for t in twins)
+    ]
     rank_of_axis[list(writers)] = np.arange(len(writers))
     ranks = np.full(count, 2 * axis_count)
     rank = rank_of_axis[structure.axis_of_label[chosen]]

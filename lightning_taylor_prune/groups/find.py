@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from lightning_taylor_prune.groups.paths import Paths
 from lightning_taylor_prune.groups.progress import Progress
 from lightning_taylor_prune.groups.search import Search
 from lightning_taylor_prune.labels.idle import COULD_BE_USED
+from lightning_taylor_prune.modules.likeness import Twin, likely_twins
 from lightning_taylor_prune.tracing.call import Call, tree_fake
 from lightning_taylor_prune.tracing.fakes import FakeMode
 from lightning_taylor_prune.tracing.paths import answered_paths, passages, trace_paths
@@ -35,6 +37,9 @@ def find_groups(
     unchanged afterwards. A network that depends on the values of tensors (``if x.sum() > 0``, a detector) is run with
     the real values of ``example_inputs``, and analysed as it ran with these; where even that fails, those of its
     submodules are analysed that do not depend on values.
+
+    A part that no gradient reaches and whose values are like those of a trained part with parameters of the same names
+    and shapes (a momentum encoder) is taken for an average of it: it loses the same channels.
 
     Args:
         model: Any network.
@@ -63,7 +68,8 @@ def find_groups(
     def answered() -> Sequence[Call]:
         return answered_paths(model, [call])
 
-    return groups_of_network(model, [call], answered, lambda: submodules_of_call(model, call), rewrite_hard_coded)
+    submodules = partial(submodules_of_call, model, call)
+    return groups_of_network(model, [call], answered, submodules, rewrite_hard_coded, likely_twins(model))
 
 
 def groups_of_network(
@@ -72,6 +78,7 @@ def groups_of_network(
     answered: Callable[[], Sequence[Call]],
     submodules: Callable[[], TraceableSubmodules],
     rewrite_hard_coded: bool = False,
+    twins: Sequence[Twin] = (),
 ) -> ChannelGroups:
     """Find groups of the whole network; where that depends on values, with those of a real run; else of submodules.
 
@@ -82,22 +89,25 @@ def groups_of_network(
             without.
         submodules: Finds what can be traced of it; only asked if the whole cannot be traced even so.
         rewrite_hard_coded: As in :func:`find_groups`.
+        twins: Modules that follow others (averages of their weights) and lose the same channels.
 
     Raises:
         TraceError: Neither can be traced, or nothing can be removed from the submodules.
     """
     try:
-        return groups_of_calls(model, calls, rewrite_hard_coded=rewrite_hard_coded)
+        return groups_of_calls(model, calls, rewrite_hard_coded=rewrite_hard_coded, twins=twins)
     except TraceError as error:
         if not error.in_forward:
             raise
         reason = error
     try:
-        return groups_of_calls(model, answered(), rewrite_hard_coded=rewrite_hard_coded)
+        return groups_of_calls(model, answered(), rewrite_hard_coded=rewrite_hard_coded, twins=twins)
     except PruningError:
         found = submodules()
-    groups = groups_of_calls(model, found.calls, None, rewrite_hard_coded, found.fixed) if found.calls else None
-    if groups is None or not groups.num_units:
+    if not found.calls:
+        raise reason
+    groups = groups_of_calls(model, found.calls, None, rewrite_hard_coded, found.fixed, twins)
+    if not groups.num_units:
         raise reason
     warnings.warn(found.describe(str(reason)), PruningWarning, stacklevel=3)
     return groups
@@ -118,15 +128,14 @@ def groups_with_calls(
         TraceError: One of the further calls cannot be traced.
     """
     fakes = [tree_fake(call, FakeMode()) for call in news]
-    former = groups.structure.propagation.traces
     groups.analysis.dry_run.forget_results()
+    further = rewrite_hard_coded, groups.fixed, groups.twins, groups.structure.propagation.traces
     try:
-        return groups_of_calls(model, [*groups.calls, *fakes], None, rewrite_hard_coded, groups.fixed, former)
+        return groups_of_calls(model, [*groups.calls, *fakes], None, *further)
     except TraceError as error:
         if not error.in_forward:
             raise
-    calls = [*groups.calls, *answered_paths(model, news)]
-    return groups_of_calls(model, calls, None, rewrite_hard_coded, groups.fixed, former)
+    return groups_of_calls(model, [*groups.calls, *answered_paths(model, news)], None, *further)
 
 
 def groups_of_calls(
@@ -135,6 +144,7 @@ def groups_of_calls(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     rewrite_hard_coded: bool = False,
     fixed: Collection[str] = (),
+    twins: Sequence[Twin] = (),
     former: Sequence[Trace] = (),
 ) -> ChannelGroups:
     """Find groups over several ways in which a network is called; what any of them ties together is tied.
@@ -145,6 +155,7 @@ def groups_of_calls(
         shapes: Shapes of its parameters and buffers before it was pruned, to find the groups of that network.
         rewrite_hard_coded: As in :func:`find_groups`.
         fixed: Names of parameters and buffers that must keep their shapes, as they are used outside of the calls.
+        twins: As in :func:`groups_of_network`.
         former: Traces of the same calls that were made before. The code may take other paths now; what it did then
             still counts.
     """
@@ -153,7 +164,7 @@ def groups_of_calls(
     known = {found for t in traces for found in passages(t)}
     paths = Paths(calls, traces, [t for t in former if not passages(t) <= known])
     fixed = (*fixed, *scripted_tensors(model))
-    groups = Search(model, paths, rewrite_hard_coded, fixed, progress).run()
+    groups = Search(model, paths, rewrite_hard_coded, fixed, twins, progress).run()
     _warn_of_layers_that_do_not_run(groups)
     return groups
 

@@ -21,6 +21,7 @@ from lightning_taylor_prune.groups.group import ChannelGroup, LockedChannels, Ro
 from lightning_taylor_prune.groups.shapes import KeepMask, varying_line
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.labels.places import Axis
+from lightning_taylor_prune.modules.likeness import Twin, twin_names
 from lightning_taylor_prune.plan import Cut, Indices, PruningPlan
 from lightning_taylor_prune.tracing.call import Call
 
@@ -61,6 +62,16 @@ class ChannelGroups:
     def fixed(self) -> tuple[str, ...]:
         """Names of parameters and buffers that keep their sizes, as they are also used outside of these calls."""
         return self.structure.propagation.fixed
+
+    @property
+    def twins(self) -> tuple[Twin, ...]:
+        """Modules that follow others, as averages of their weights, and lose the same channels."""
+        return self.structure.propagation.twins
+
+    @cached_property
+    def followers(self) -> frozenset[str]:
+        """Names of the parameters and buffers of modules that follow others."""
+        return frozenset(name for name, _ in twin_names(self.structure.propagation.traces[0].tensors, self.twins))
 
     def __getitem__(self, name: str) -> ChannelGroup:
         try:

@@ -24,9 +24,11 @@ from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.groups.trial import Contradiction, Trial
 from lightning_taylor_prune.groups.trial_cuts import trial_cuts
 from lightning_taylor_prune.labels.places import Lock, Rejection, Site, Tie
-from lightning_taylor_prune.labels.propagate import Propagation, propagate, used_tensors
+from lightning_taylor_prune.labels.propagate import Propagation, propagate
 from lightning_taylor_prune.labels.rules.registry import find_rules
+from lightning_taylor_prune.labels.twins import used_tensors
 from lightning_taylor_prune.modules.idle import idle_axes, unused_tensors
+from lightning_taylor_prune.modules.likeness import Twin
 
 Outcome = tuple[ChannelGroups, Contradiction | None]
 
@@ -47,6 +49,7 @@ class Search:
         paths: How it is called, and what these calls run.
         rewrite_hard_coded: As in :func:`~lightning_taylor_prune.groups.find.find_groups`.
         fixed: Names of parameters and buffers that must keep their shapes.
+        twins: Modules that follow others, and lose the same channels.
         progress: Is told what the search does.
     """
 
@@ -56,11 +59,12 @@ class Search:
         paths: Paths,
         rewrite_hard_coded: bool,
         fixed: Collection[str],
+        twins: Sequence[Twin],
         progress: Progress,
     ) -> None:
         self._model, self._calls, self._traces = model, paths.calls, paths.traces
-        self._rewrite, self._fixed = rewrite_hard_coded, fixed
-        self._idle = idle_axes(model, unused_tensors(model, used_tensors(paths.traces)))
+        self._rewrite, self._fixed, self._twins = rewrite_hard_coded, fixed, twins
+        self._idle = idle_axes(model, unused_tensors(model, used_tensors(paths.traces, twins)))
         self._dry_run = DryRun(paths.traces, len(paths.shown))
         self._rejected: dict[Site, Rejection] = paths.unverified()
         self._locks: tuple[Lock, ...] = ()
@@ -80,7 +84,7 @@ class Search:
         groups, found = self.settle()
         while found is not None:
             groups, found = self.tie(found) or self.reject(found)
-        return groups
+        return groups.with_changes(groups.analysis.changes.shared_by(self._twins)) if self._twins else groups
 
     def settle(self, ties: Sequence[Tie] = ()) -> Outcome:
         """Propagate labels with more ties and try the outcome, with all changes of the code that are known so far."""
@@ -91,7 +95,8 @@ class Search:
         return try_cuts(self._model, groups, self._rewrite)
 
     def _propagate(self, ties: Sequence[Tie]) -> Propagation:
-        return propagate(self._traces, self._rejected, (*self._ties, *ties), self._fixed, self._locks, self._idle)
+        ties = (*self._ties, *ties)
+        return propagate(self._traces, self._rejected, ties, self._fixed, self._locks, self._twins, self._idle)
 
     def tie(self, found: Contradiction) -> Outcome | None:
         """Tie axes of which the code mixes up the sizes, if it then gets further and some channels remain removable."""

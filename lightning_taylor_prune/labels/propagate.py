@@ -20,7 +20,9 @@ from lightning_taylor_prune.labels.rectangles import settle_rectangles
 from lightning_taylor_prune.labels.rules.context import Expectation, Notes, RuleContext, find_labels
 from lightning_taylor_prune.labels.rules.registry import Rule, find_rules, operator_name
 from lightning_taylor_prune.labels.space import Field, Labels, LabelSpace, axes_of, on_axis
+from lightning_taylor_prune.labels.twins import lock_outputs_of_leaders, tie_twins, used_tensors
 from lightning_taylor_prune.modules.idle import IdleAxis
+from lightning_taylor_prune.modules.likeness import Twin
 from lightning_taylor_prune.tracing.recorder import StoredTensor, Trace
 
 
@@ -42,6 +44,7 @@ class Propagation:
         macs: Per trace and operator, its cost as (factor, fields).
         fixed: Names of parameters and buffers that keep their sizes, as they are also used outside of the traces.
         made: Labels of the module attributes that every forward pass makes anew of parameters, by qualified name.
+        twins: Modules that follow others and lose the same channels.
     """
 
     traces: Sequence[Trace]
@@ -57,6 +60,7 @@ class Propagation:
     macs: Sequence[Mapping[int, Sequence[tuple[int, Sequence[Field]]]]]
     fixed: tuple[str, ...]
     made: Mapping[str, Labels]
+    twins: tuple[Twin, ...]
 
 
 def propagate(
@@ -65,6 +69,7 @@ def propagate(
     ties: Sequence[Tie] = (),
     fixed: Collection[str] = (),
     locks: Sequence[Lock] = (),
+    twins: Sequence[Twin] = (),
     idle: Sequence[IdleAxis] = (),
 ) -> Propagation:
     """Run traces on labels.
@@ -75,6 +80,7 @@ def propagate(
         ties: Axes to tie in addition to those that operators tie.
         fixed: Names of parameters and buffers that are also used outside of the traces.
         locks: Channels to lock beyond what the operators do.
+        twins: Modules that follow others: their channels are tied position by position.
         idle: Axes of layers that no trace runs.
     """
     space = LabelSpace()
@@ -82,13 +88,15 @@ def propagate(
     runs = [_Run(space, trace, number, parameters, rejected) for number, trace in enumerate(traces)]
     for tie in ties:
         _apply_tie(space, runs, tie)
+    tie_twins(space, parameters, twins)
+    lock_outputs_of_leaders(space, traces, [run.labels_of for run in runs], twins)
     for name in fixed:
         scripted = name in traces[0].scripted
         for f in parameters[name].fields:
             space.lock(f, _SCRIPTED if scripted else "is also used by code that cannot be traced")
     for lock in locks:
         space.lock(lock.labels, lock.reason)
-    _lock_unused(space, traces, parameters, {(axis.tensor, axis.dim) for axis in idle})
+    _lock_unused(space, used_tensors(traces, twins), parameters, {(axis.tensor, axis.dim) for axis in idle})
     notes = [run.notes for run in runs]
     settle_rectangles(space, [r for n in notes for r in n.rectangles], [d for n in notes for d in n.deferred])
     if idle:
@@ -108,6 +116,7 @@ def propagate(
         macs=[n.macs for n in notes],
         fixed=tuple(fixed),
         made={name: labels for run in reversed(runs) for name, labels in run.made.items()},
+        twins=tuple(twins),
     )
 
 
@@ -139,25 +148,11 @@ def _axis_numbers(starts: Any, fields: Sequence[Field]) -> list[int]:
     return list(numbers)
 
 
-def used_tensors(traces: Sequence[Trace]) -> set[str]:
-    """Return the first names of the parameters and buffers that some trace uses."""
-    return {
-        node.meta["tensor"]
-        for trace in traces
-        for node in trace.graph.nodes
-        if node.op == "placeholder" and "tensor" in node.meta and node.users
-    }
-
-
 def _lock_unused(
-    space: LabelSpace,
-    traces: Sequence[Trace],
-    parameters: Mapping[str, Labels],
-    idle: Collection[tuple[str, int | None]],
+    space: LabelSpace, used: Collection[str], parameters: Mapping[str, Labels], idle: Collection[tuple[str, int | None]]
 ) -> None:
-    used = {id(parameters[name]) for name in used_tensors(traces)}
     for name, value in parameters.items():
-        if id(value) not in used:
+        if name not in used:
             for f in value.fields:
                 if (name, axes_of(f)[0]) not in idle:
                     space.lock(f, "is not used in the forward pass")
@@ -219,6 +214,10 @@ class _Run:
         if "tensor" in node.meta:
             return parameters[node.meta["tensor"]]
         return Labels(tuple(node.meta["val"].shape), static="constant" in node.meta)
+
+    def labels_of(self, node: Node) -> Any:
+        """Return the labels of a node, or what else it has as its value."""
+        return self._values.get(node)
 
     def _call(self, node: Node) -> Any:
         if node.target is getitem:

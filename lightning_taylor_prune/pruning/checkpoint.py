@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_taylor_prune.errors import PlanError
+from lightning_taylor_prune.modules.likeness import is_inside
 from lightning_taylor_prune.modules.rewrite import HELD, is_rewritten, rewrite_
 from lightning_taylor_prune.modules.sizes import has_size, mark_sizes, marked_sizes, size_updates
 from lightning_taylor_prune.modules.updates import attributes_for_shapes, known_attributes, set_attributes
@@ -109,6 +110,12 @@ def attributes_of(module: nn.Module) -> dict[str, dict[str, Any]]:
     return {name: attributes for name, attributes in found.items() if attributes}
 
 
+def attributes_inside(attributes: Mapping[str, Mapping[str, Any]], prefix: str) -> dict[str, Mapping[str, Any]]:
+    """Return the attributes of a submodule's modules, by the names that these have in it."""
+    start = len(prefix) + 1 if prefix else 0
+    return {name[start:]: values for name, values in attributes.items() if is_inside(name, prefix)}
+
+
 def set_attributes_of(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
     """Set attributes that :func:`attributes_of` returned, where the module still has them."""
     modules = dict(module.named_modules(remove_duplicate=False))
@@ -179,8 +186,7 @@ def load_pruned(path: str | Path, model: nn.Module, map_location: Any = "cpu") -
         handle.remove()
     saved = loaded.get(KEY, {}) if isinstance(loaded, Mapping) else {}
     attributes = saved.get("attributes", {})
-    inside = {name: value for name, value in attributes.items() if f"{name}.".startswith(prefix)}
-    set_attributes_of(model, {f"{name}.".removeprefix(prefix)[:-1]: value for name, value in inside.items()})
+    set_attributes_of(model, attributes_inside(attributes, prefix[:-1]))
     return model
 
 

@@ -11,8 +11,10 @@ from torch import nn
 
 from lightning_taylor_prune.groups.find import groups_of_calls
 from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.modules.likeness import Twin
 from lightning_taylor_prune.pruning.checkpoint import attributes_of, set_attributes_of, shapes_of
 from lightning_taylor_prune.tracing.call import Call, decode_calls, encode_calls
+from lightning_taylor_prune.tracing.recorder import Trace
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class OriginalNetwork:
         in_submodules: The network cannot be traced as a whole.
         by_step: What was analysed is the training step itself.
         answered: The calls depend on the values of tensors, and were run for real once.
+        twins: Modules that follow others, and these.
     """
 
     shapes: Mapping[str, Sequence[int]]
@@ -36,6 +39,7 @@ class OriginalNetwork:
     in_submodules: bool
     by_step: bool = False
     answered: bool = False
+    twins: tuple[Twin, ...] = ()
 
     @staticmethod
     def of(model: nn.Module, groups: ChannelGroups) -> OriginalNetwork:
@@ -58,15 +62,19 @@ class OriginalNetwork:
             in_submodules,
             by_step=any(call.method for call in groups.calls),
             answered=any(call.answers for call in groups.calls),
+            twins=groups.twins,
         )
 
-    def find_groups(self, model: nn.Module, calls: Sequence[Call], rewrite_hard_coded: bool) -> ChannelGroups:
+    def find_groups(
+        self, model: nn.Module, calls: Sequence[Call], rewrite_hard_coded: bool, former: Sequence[Trace] = ()
+    ) -> ChannelGroups:
         """Analyse a pruned network as it was before; the network comes out untouched.
 
         Args:
             model: The network as it is now.
             calls: How it is called.
             rewrite_hard_coded: As in :func:`~lightning_taylor_prune.groups.find.find_groups`.
+            former: Traces of the network, if it has lost nothing yet.
 
         Returns:
             The groups of the unpruned network.
@@ -75,7 +83,7 @@ class OriginalNetwork:
         shapes = {name: tuple(shape) for name, shape in self.shapes.items()}
         try:
             set_attributes_of(model, self.attributes)
-            return groups_of_calls(model, calls, shapes, rewrite_hard_coded, self.fixed)
+            return groups_of_calls(model, calls, shapes, rewrite_hard_coded, self.fixed, self.twins, former)
         finally:
             set_attributes_of(model, now)
 
@@ -93,13 +101,18 @@ class OriginalNetwork:
             "in_submodules": self.in_submodules,
             "by_step": self.by_step,
             "answered": self.answered,
+            "twins": [list(twin) for twin in self.twins],
         }
 
     @staticmethod
     def from_state_dict(state: Mapping[str, Any]) -> OriginalNetwork:
         """Read what :meth:`state_dict` returned."""
-        renamed = {"encoded_calls": state["calls"], "fixed": tuple(state["fixed"])}
-        return OriginalNetwork(**{name: value for name, value in state.items() if name != "calls"} | renamed)
+        changed = {
+            "encoded_calls": state["calls"],
+            "fixed": tuple(state["fixed"]),
+            "twins": tuple(Twin(*names) for names in state["twins"]),
+        }
+        return OriginalNetwork(**{name: value for name, value in state.items() if name != "calls"} | changed)
 
 
 def device_of(model: nn.Module) -> torch.device:

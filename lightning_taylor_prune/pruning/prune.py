@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections import deque
-from collections.abc import Iterable, Mapping, MutableMapping, MutableSequence, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_taylor_prune.errors import PlanError, VerificationError
 from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.modules.likeness import is_inside
 from lightning_taylor_prune.modules.rewrite import is_rewritten, rewrite_, rewritten, unrewrite_
 from lightning_taylor_prune.modules.sizes import mark_sizes
 from lightning_taylor_prune.modules.updates import AttributeUpdate, attribute_updates
 from lightning_taylor_prune.plan import Cut, PruningPlan
+from lightning_taylor_prune.pruning.holders import Copy
+from lightning_taylor_prune.pruning.move import BufferReplacement, Move, take
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode, Replacement
 from lightning_taylor_prune.pruning.optimizers import prepare_optimizer
 from lightning_taylor_prune.pruning.transaction import Step, Transaction
-from lightning_taylor_prune.tracing.tensors import memory_format_of
 
 
 def prune_(
@@ -75,7 +75,8 @@ def cut_tensors_(
     plan: PruningPlan,
     optimizers: Sequence[object] | object = (),
     optimizer_state: OptimizerStateMode = "reset",
-    copies: Sequence[nn.Module] = (),
+    copies: Sequence[Copy] = (),
+    holders: Sequence[object] = (),
     further_steps: Sequence[Step] = (),
 ) -> None:
     """Carry out a plan's cuts without running the network; all or nothing like :func:`prune_`.
@@ -85,22 +86,30 @@ def cut_tensors_(
         plan: The plan, already verified.
         optimizers: As in :func:`prune_`.
         optimizer_state: As in :func:`prune_`.
-        copies: Networks of the same structure (moving averages) that are cut along.
+        copies: What has tensors for those of the network one by one (moving averages) and is cut along.
+        holders: Objects beside the network that may hold its parameters, as attributes or in containers.
         further_steps: What else belongs to the cut (a wrapper that holds the parameters), done last.
     """
-    networks = [model, *copies]
-    updates = [update for network in networks for update in _updates(network, plan)]
-    cut = [[_smaller(_tensor(network, name), cuts) for name, cuts in plan.by_tensor()] for network in networks]
-    parameters = [r for r in cut[0] if isinstance(r, Replacement)]
+    copied = [(copy.module, copy.prefix) for copy in copies if copy.module is not None]
+    networks = [(model, ""), *copied]
+    updates = [update for network, prefix in networks for update in _updates(network, prefix, plan)]
+    cut = [_smaller(_tensor(model, name), cuts) for name, cuts in plan.by_tensor()]
+    cut += [_smaller(tensor, cuts) for copy in copies for tensor, cuts in _cuts_of(copy, model, plan)]
+    parameters = [r for r in cut if isinstance(r, Replacement)]
     several = optimizers if isinstance(optimizers, (list, tuple)) else [optimizers]
     swaps = [prepare_optimizer(optimizer, parameters, optimizer_state) for optimizer in several]
     transaction = Transaction()
     try:
-        for network, replaced in zip(networks, cut, strict=True):
-            _rewrite(network, plan, transaction)
-            _move_tensors(network, replaced, transaction)
-            _cut_made(network, plan, transaction)
-            _mark_sizes(network, plan, transaction)
+        for network, prefix in networks:
+            _rewrite(network, prefix, plan, transaction)
+        move = Move({id(r.old): r for r in cut}, transaction)
+        for network, _ in networks:
+            move.items_of_modules(network)
+        for holder in (*(copy.holder for copy in copies), *holders):
+            move.look_into(holder)
+        for network, prefix in networks:
+            _cut_made(network, prefix, plan, transaction)
+            _mark_sizes(network, prefix, plan, transaction)
         for update in updates:
             transaction.set_attribute(update.module, update.name, update.value)
         for step in (*swaps, *further_steps):
@@ -108,14 +117,8 @@ def cut_tensors_(
     except BaseException:
         transaction.undo()
         raise
-    for network in networks:
+    for network, _ in networks:
         _forget_compiled(network)
-
-
-@dataclass(frozen=True, eq=False)
-class _BufferReplacement:
-    old: Tensor
-    new: Tensor
 
 
 def refuse_wrappers(model: nn.Module) -> None:
@@ -160,11 +163,11 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
     return tensor
 
 
-def _smaller(old: Tensor, cuts: tuple[Cut, ...]) -> Replacement | _BufferReplacement:
+def _smaller(old: Tensor, cuts: tuple[Cut, ...]) -> Replacement | BufferReplacement:
     """Build the new tensor of a parameter (with its gradient) or buffer."""
     data = take(old, cuts)
     if not isinstance(old, nn.Parameter):
-        return _BufferReplacement(old, data.requires_grad_(old.requires_grad))
+        return BufferReplacement(old, data.requires_grad_(old.requires_grad), cuts)
     new = nn.Parameter(data, requires_grad=old.requires_grad)
     new.__dict__.update(old.__dict__)
     if old.grad is not None:
@@ -177,32 +180,23 @@ def _smaller(old: Tensor, cuts: tuple[Cut, ...]) -> Replacement | _BufferReplace
     return Replacement(old, new, cuts)
 
 
-@torch.no_grad()
-def take(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
-    """Return the part of a tensor that stays, in the tensor's memory format."""
-    part = tensor.detach()
-    for cut in cuts:
-        part = part.index_select(cut.dim, torch.tensor(cut.keep, device=tensor.device))
-    return part.contiguous(memory_format=memory_format_of(tensor))
+def _cuts_of(copy: Copy, model: nn.Module, plan: PruningPlan) -> Iterator[tuple[Tensor, tuple[Cut, ...]]]:
+    """Yield the tensors of a copy that shrink, each once, with their cuts: those of the network's tensors."""
+    by_identity = {id(_tensor(model, name)): cuts for name, cuts in plan.by_tensor()}
+    seen: set[int] = set()
+    for name, tensor in copy.tensors.items():
+        cuts = by_identity.get(id(_tensor(model, name)))
+        if cuts is not None and id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield tensor, cuts
 
 
-def _move_tensors(
-    model: nn.Module, replaced: Sequence[Replacement | _BufferReplacement], transaction: Transaction
-) -> None:
-    """Put new tensors wherever modules hold the old ones: parameters, buffers, attributes, and containers in these."""
-    move = _Move({id(r.old): r.new for r in replaced}, transaction)
-    for module in model.modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            continue  # its tensors belong to compiled code, and are locked
-        for table in (module._parameters, module._buffers, module.__dict__):
-            move.items_of(table)
-
-
-def _cut_made(network: nn.Module, plan: PruningPlan, transaction: Transaction) -> None:
+def _cut_made(network: nn.Module, prefix: str, plan: PruningPlan, transaction: Transaction) -> None:
     """Give weights that hooks make of parameters the new sizes: users may read them before the next forward pass."""
     cuts: dict[str, list[Cut]] = {}
     for cut in plan.groups.cuts_of_made(plan):
-        cuts.setdefault(cut.tensor, []).append(cut)
+        if not prefix or is_inside(cut.tensor, prefix):
+            cuts.setdefault(cut.tensor[len(prefix) + 1 :] if prefix else cut.tensor, []).append(cut)
     for name, several in cuts.items():
         owner, _, leaf = name.rpartition(".")
         attributes = vars(network.get_submodule(owner))
@@ -211,59 +205,40 @@ def _cut_made(network: nn.Module, plan: PruningPlan, transaction: Transaction) -
             transaction.set_item(attributes, leaf, take(old, several))
 
 
-class _Move:
-    """Puts new tensors in the place of old ones, in containers of all kinds.
-
-    Args:
-        new: New tensors by the identity of the old ones.
-        transaction: Where every step is noted.
-    """
-
-    def __init__(self, new: Mapping[int, Tensor], transaction: Transaction) -> None:
-        self._new, self._transaction = new, transaction
-        self._seen: set[int] = set()  # containers may hold themselves
-
-    def items_of(self, table: MutableMapping[Any, Any] | MutableSequence[Any]) -> None:
-        """Replace items of a container in place."""
-        if id(table) in self._seen:
-            return
-        self._seen.add(id(table))
-        for key, item in list(table.items() if isinstance(table, MutableMapping) else enumerate(table)):
-            if (moved := self._moved(item)) is not item:
-                self._transaction.set_item(table, key, moved)
-
-    def _moved(self, value: Any) -> Any:
-        """Return what takes the place of a value: containers that cannot be changed in place are made anew."""
-        if isinstance(value, Tensor):
-            return self._new.get(id(value), value)
-        if isinstance(value, (dict, list, deque)):
-            self.items_of(value)
-        elif isinstance(value, (tuple, set, frozenset)):
-            items = [self._moved(item) for item in value]
-            if any(a is not b for a, b in zip(items, value, strict=True)):
-                return value._make(items) if hasattr(value, "_make") else type(value)(items)
-        return value
-
-
-def _updates(network: nn.Module, plan: PruningPlan) -> list[AttributeUpdate]:
+def _updates(network: nn.Module, prefix: str, plan: PruningPlan) -> list[AttributeUpdate]:
     """Return what modules hold of their sizes, by registered updates and by inference, as it must be after the plan."""
-    structure, changes = plan.groups.structure, plan.groups.analysis.changes
+    structure, changes = plan.groups.structure, plan.groups.analysis.changes.inside(prefix)
     counts = structure.counts(plan.groups.kept_after(plan))
     with rewritten(network, changes.rewritten):
-        return [*attribute_updates(network, plan.cuts), *changes.updates(network, structure, counts)]
+        return [*attribute_updates(network, _inside(plan, prefix)), *changes.updates(network, structure, counts)]
 
 
-def _rewrite(network: nn.Module, plan: PruningPlan, transaction: Transaction) -> None:
+def _inside(plan: PruningPlan, prefix: str) -> Iterator[Cut]:
+    """Yield the cuts of tensors in a submodule, by their names in it, by each of them where they have several."""
+    if not prefix:
+        yield from plan.cuts
+        return
+    tensors = plan.groups.structure.propagation.traces[0].tensors
+    names: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        if is_inside(name, prefix):
+            names.setdefault(id(tensor), []).append(name[len(prefix) + 1 :])
+    for cut in plan.cuts:
+        for name in names.get(id(tensors[cut.tensor]), ()):
+            yield replace(cut, tensor=name)
+
+
+def _rewrite(network: nn.Module, prefix: str, plan: PruningPlan, transaction: Transaction) -> None:
     """Give modules whose code holds sizes their generated `forward`."""
-    for name in plan.groups.analysis.changes.rewritten:
+    for name in plan.groups.analysis.changes.inside(prefix).rewritten:
         module = network.get_submodule(name)
         if not is_rewritten(module):
             transaction.do(partial(rewrite_, module), partial(unrewrite_, module))
 
 
-def _mark_sizes(network: nn.Module, plan: PruningPlan, transaction: Transaction) -> None:
+def _mark_sizes(network: nn.Module, prefix: str, plan: PruningPlan, transaction: Transaction) -> None:
     """Note in each module which of its integers follow pruning, for checkpoints."""
-    for rule in plan.groups.analysis.changes.size_rules:
+    for rule in plan.groups.analysis.changes.inside(prefix).size_rules:
         module = network.get_submodule(rule.module)
         transaction.change(module, partial(mark_sizes, module, [rule.path]))
 

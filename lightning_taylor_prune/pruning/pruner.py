@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -11,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_taylor_prune.criteria import CRITERIA, Criterion
 from lightning_taylor_prune.criteria.normalize import normalize_scores, warn_unscored, without_groups
-from lightning_taylor_prune.errors import PlanError, PruningWarning, TraceError
+from lightning_taylor_prune.errors import PlanError, TraceError
 from lightning_taylor_prune.groups.divergence import Divergence
 from lightning_taylor_prune.groups.find import find_groups
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.plan import PruningPlan
+from lightning_taylor_prune.pruning.analysed import AnalysedNetwork
+from lightning_taylor_prune.pruning.beside import Beside
 from lightning_taylor_prune.pruning.constraints import Constraints, check_int, check_number
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
 from lightning_taylor_prune.pruning.original import OriginalNetwork
@@ -26,11 +26,13 @@ from lightning_taylor_prune.pruning.prune import cut_tensors_, refuse_wrappers
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.pruning.select import Choice, choose, excluded_groups
 from lightning_taylor_prune.pruning.settings import Settings
+from lightning_taylor_prune.pruning.trained import TrainedParameters
 from lightning_taylor_prune.pruning.transaction import Step
+from lightning_taylor_prune.pruning.twins import TwinWatch
 from lightning_taylor_prune.tracing.call import batch_size
 
 
-class Pruner:
+class Pruner(AnalysedNetwork):
     """Prunes a network while any training loop trains it.
 
     Call :meth:`update` after every backward pass, and :meth:`prune` whenever filters are to be removed. Under
@@ -64,6 +66,7 @@ class Pruner:
         criterion: The criterion, with what it has accumulated since the last prune.
         refused: Names of groups that are no longer pruned, as the network's code contradicted a plan.
         optimizers: May be replaced where a loop builds new ones.
+        twins: Knows which modules have followed others since the training began.
 
     Raises:
         ArgumentError: An argument cannot be used.
@@ -131,22 +134,19 @@ class Pruner:
         self.model, self.settings, self.groups, self.ranks = model, settings, groups, ranks
         self.history: list[dict[str, Any]] = []
         self.refused: set[str] = set()
-        self.original = original
+        self.original, self.twins, self._trained = original, TwinWatch(model), TrainedParameters()
         self._batch_size = batch_size(groups.calls[0])
         self._updates = 0
         self.criterion = self._new_criterion()
-
-    def _new_criterion(self) -> Criterion:
-        return CRITERIA[self.settings.criterion](self.model, self.groups)
 
     @property
     def scores(self) -> Tensor:
         """Mean score of every unit since the last prune, float64 on the CPU, shape ``[groups.num_units]``.
 
-        NaN for units without a score. Under ``torch.distributed`` all ranks must ask: some criteria add up what each
-        of them saw.
+        NaN for units without a score, and for those that no gradient reaches (a teacher's). Under
+        ``torch.distributed`` all ranks must ask: some criteria add up what each of them saw.
         """
-        return self.criterion.compute()
+        return self._trained.without_frozen(self.criterion.compute(), self.model, self.groups)
 
     def update(self, scale: float | Tensor = 1.0, parameters: Collection[int] | None = None) -> None:
         """Take in the gradients of one minibatch, after its backward pass and before they are cleared.
@@ -157,6 +157,7 @@ class Pruner:
             parameters: Identities (``id``) of the parameters whose gradients are of this minibatch; by default all.
         """
         self._updates += 1
+        self._trained.note(self.model, parameters)
         self.criterion.update(scale, parameters)
 
     def discard(self) -> None:
@@ -171,18 +172,13 @@ class Pruner:
         """Place the criterion's hooks on the network again, after :meth:`close`."""
         self._restart_criterion(self.criterion.state_dict())
 
-    def _restart_criterion(self, so_far: dict[str, Any] | None = None) -> None:
-        self.criterion.close()
-        self.criterion = self._new_criterion()
-        if so_far is not None:
-            self.criterion.load_state_dict(so_far)
-
     def prune(
         self,
         filters: int = 8,
         *,
         step: int | None = None,
-        copies: Sequence[nn.Module] = (),
+        copies: Sequence[object] = (),
+        holders: Sequence[object] = (),
         further_steps: Sequence[Step] = (),
     ) -> PruneOutcome:
         """Remove the least important units: choose, verify, agree with the other ranks, cut; all or nothing.
@@ -190,11 +186,21 @@ class Pruner:
         Args:
             filters: Units to remove. A unit is mostly one filter; coupled filters (a residual stream's) count once.
             step: Number of the optimizer step, for the history; by default the number of updates.
-            copies: Networks of the same structure (moving averages) that are cut along.
+            copies: What is cut along: copies of the network or of a submodule (moving averages), dictionaries from
+                names of parameters to tensors, lists of tensors in the order of a module's parameters.
+            holders: Objects that may hold the network's parameters, or optimizers of them, as attributes.
             further_steps: What else belongs to the cut, see :class:`~lightning_taylor_prune.pruning.transaction.Step`.
         """
         check_int("filters", filters, at_least=1)
         step = self._updates if step is None else step
+        try:
+            self._settle_twins()
+            return self._prune(filters, step, Beside.of(self.model, copies, holders), further_steps)
+        except TraceError as error:
+            self._warn(f"Step {step}: no prune, as the network cannot be traced as it is now. {error}")
+            return PruneOutcome(self.groups.plan({}), "untraceable")
+
+    def _prune(self, filters: int, step: int, beside: Beside, further_steps: Sequence[Step]) -> PruneOutcome:
         raw = self.scores
         if not raw.isfinite().any():
             seen = self.criterion.steps
@@ -206,11 +212,7 @@ class Pruner:
         warn_unscored(raw, self.groups)
         scores = normalize_scores(raw, self.groups, self.settings.normalization, self.settings.macs_weight)
         before = self.groups
-        try:
-            choice = self._cut(scores, filters, copies, further_steps)
-        except TraceError as error:
-            self._warn(f"Step {step}: no prune, as the network cannot be traced as it is now. {error}")
-            return PruneOutcome(self.groups.plan({}), "untraceable")
+        choice = self._cut(scores, filters, beside, further_steps)
         if choice.plan:
             self._restart_criterion()
             row = history_row(choice.plan, before, self.groups, scores, self._batch_size)
@@ -218,7 +220,7 @@ class Pruner:
             self.history.append(row)
         return PruneOutcome(choice.plan, choice.reason)
 
-    def _cut(self, scores: Tensor, filters: int, copies: Sequence[nn.Module], further_steps: Sequence[Step]) -> Choice:
+    def _cut(self, scores: Tensor, filters: int, beside: Beside, further_steps: Sequence[Step]) -> Choice:
         """Cut; groups whose channels the network's code turns out not to give up are left out from then on."""
         while True:
             choice = self._choose(scores, filters)
@@ -229,8 +231,8 @@ class Pruner:
                     self._refuse(choice.plan, divergence)
                 continue
             if choice.plan:
-                mode = self.settings.optimizer_state
-                cut_tensors_(self.model, choice.plan, self.optimizers, mode, copies, further_steps)
+                optimizers, mode = beside.with_optimizers(self.optimizers), self.settings.optimizer_state
+                cut_tensors_(self.model, choice.plan, optimizers, mode, beside.copies, beside.holders, further_steps)
                 self.groups = self.groups.after(choice.plan)
             return choice
 
@@ -240,18 +242,6 @@ class Pruner:
         removed, reason = self.ranks.from_first([dict(own.plan.removed), own.reason])
         return own if self.ranks.rank == 0 else Choice(self.groups.plan(removed), reason)
 
-    def _analysed_anew(self) -> bool:
-        """Analyse again if the network does other things than it did, uncut (a hook was added); say whether it was."""
-        if self.groups.verify(self.model, self.groups.plan({})) is None:
-            return False
-        kept = self.groups.kept_units()
-        found = self.original.find_groups(self.model, self.groups.calls, self.settings.rewrite_hard_coded)
-        if found.kept_units().keys() != kept.keys():  # it ties other channels now: what is concerned is refused
-            return False
-        self.groups = found.restricted(kept)
-        self._warn("The network does other things than when it was analysed first, and was analysed again.")
-        return True
-
     def _refuse(self, plan: PruningPlan, divergence: Divergence) -> None:
         concerned = self.groups.groups_at(divergence) & set(plan.removed) or set(plan.removed)
         self.refused |= concerned
@@ -259,10 +249,6 @@ class Pruner:
             f"Skipped this prune: {divergence.message}. These groups will no longer be pruned: "
             f"{', '.join(sorted(concerned))}."
         )
-
-    def _warn(self, message: str) -> None:
-        if self.ranks.rank == 0:
-            warnings.warn(message, PruningWarning, stacklevel=4)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where pruning stands, as plain data and tensors."""
@@ -273,6 +259,7 @@ class Pruner:
             "kept": {name: torch.from_numpy(units.copy()) for name, units in self.groups.kept_units().items()},
             "original": self.original.state_dict(),
             "scores": self.criterion.state_dict(),
+            "trained": sorted(self._trained.names),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -284,6 +271,8 @@ class Pruner:
         Raises:
             PlanError: The state is one of another network, or of one with channels that this one has lost.
         """
+        if not self.history:
+            self._tie(OriginalNetwork.from_state_dict(state["original"]).twins)
         restricted = self.groups.unpruned().restricted(state["kept"])
         kept, now = restricted.kept_units(), self.groups.kept_units()
         if absent := [name for name in now if not set(kept[name].tolist()) <= set(now[name].tolist())]:
@@ -297,6 +286,6 @@ class Pruner:
         """Take up history and scores of a checkpoint, for a network that has the checkpoint's shapes already."""
         self.history = copy.deepcopy(state["history"])
         self.refused = set(state["refused"])
-        self._updates = state["updates"]
+        self._updates, self._trained = state["updates"], TrainedParameters(state.get("trained", ()))
         self.original = OriginalNetwork.from_state_dict(state["original"])
         self._restart_criterion(state["scores"])
