@@ -19,6 +19,7 @@ from lightning_taylor_prune.modules.updates import AttributeUpdate, attribute_up
 from lightning_taylor_prune.plan import Cut, PruningPlan
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode, Replacement
 from lightning_taylor_prune.pruning.optimizers import prepare_optimizer
+from lightning_taylor_prune.pruning.record import keep_record
 from lightning_taylor_prune.pruning.transaction import Step, Transaction
 from lightning_taylor_prune.tracing.tensors import memory_format_of
 
@@ -99,6 +100,7 @@ def cut_tensors_(
             _rewrite(network, plan, transaction)
             _move_tensors(network, replaced, transaction)
             _mark_sizes(network, plan, transaction)
+            keep_record(network, plan.groups, transaction)
         for update in updates:
             transaction.set_attribute(update.module, update.name, update.value)
         for step in (*swaps, *further_steps):
