@@ -58,8 +58,8 @@ class TaylorPruningCallback(ResumablePruning):
         round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores).
         exclude: Layers that keep all their filters: names, shell patterns, or names of modules that contain them.
         validate_after_prune: Run the validation loop after each prune.
-        stop_at: Costs never to undercut, such as ``{"params": 0.45}``: ``params``, ``macs`` or ``filters``, as a
-            fraction of the original network (a float up to 1) or absolute (an int).
+        stop_at: Costs never to undercut, such as ``{"params": 0.45}``: ``params``, ``macs`` or ``filters`` (units of
+            linear layers count, too), as a fraction of the original network (a float up to 1) or absolute (an int).
         normalize: How scores are divided within each group before they are compared over all: ``"none"``, ``"mean"``,
             ``"l2"``, ``"max"``; by default what suits the criterion.
         macs_weight: Preference for units that cost many MACs; see
