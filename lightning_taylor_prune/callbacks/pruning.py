@@ -15,10 +15,10 @@ from lightning_taylor_prune.callbacks.resume import ResumablePruning
 from lightning_taylor_prune.callbacks.strategies import Rewrap, check_strategy
 from lightning_taylor_prune.callbacks.trainer_compat import (
     ValidationRequest,
+    analysing,
     as_misconfiguration,
     check_target,
     gradient_scale,
-    logging_off,
     warnings_of_first_rank,
     window_correction,
 )
@@ -247,7 +247,7 @@ class TaylorPruningCallback(ResumablePruning):
     def _begin(self, pl_module: LightningModule, calls: Sequence[Call] | None = None) -> None:
         """Analyse the network and begin to score it; of one that a checkpoint has pruned, go on with its scores."""
         ranks, rewrite = self._ranks or Ranks(self.state_key, self.rank_timeout), self.settings.rewrite_hard_coded
-        with logging_off(pl_module), warnings_of_first_rank():
+        with analysing(pl_module), warnings_of_first_rank():
             found, reason = analysis_and_reason(
                 lambda: self._first_batch.analyse(pl_module, ranks, rewrite, self._resumed, calls), self.on_unprunable
             )
@@ -272,7 +272,7 @@ class TaylorPruningCallback(ResumablePruning):
         """Prune and log it; or say why not."""
         assert self.pruner is not None
         self.pruner.optimizers = trainer.optimizers
-        with logging_off(pl_module):
+        with analysing(pl_module):
             outcome = self.pruner.prune(
                 self.filters_per_prune,
                 step=trainer.global_step,

@@ -9,10 +9,11 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import nn
 
 from lightning_taylor_prune.errors import ArgumentError, PruningError, PruningWarning
+from lightning_taylor_prune.tracing.progress import reporting
 
 
 class ValidationRequest:
@@ -88,6 +89,13 @@ def window_correction(trainer: Trainer) -> float:
     accumulated = trainer.accumulate_grad_batches
     window = (trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1) % accumulated + 1
     return accumulated / window
+
+
+@contextlib.contextmanager
+def analysing(pl_module: nn.Module) -> Iterator[None]:
+    """Run an analysis: what takes long is said on rank 0 as Lightning says things, and nothing is logged of it."""
+    with logging_off(pl_module), reporting(rank_zero_info):
+        yield
 
 
 @contextlib.contextmanager

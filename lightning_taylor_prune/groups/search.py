@@ -17,7 +17,6 @@ from lightning_taylor_prune.groups.dry_run import DryRun
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.groups.infer_sizes import find_rewriting, find_size_rules
 from lightning_taylor_prune.groups.infer_ties import find_ties, keeps_a_choice
-from lightning_taylor_prune.groups.progress import Progress
 from lightning_taylor_prune.groups.shapes import KeepMask
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.groups.trial import Contradiction, Trial
@@ -26,6 +25,7 @@ from lightning_taylor_prune.labels.places import Lock, Rejection, Site, Tie
 from lightning_taylor_prune.labels.propagate import Propagation, propagate
 from lightning_taylor_prune.labels.rules.registry import find_rules
 from lightning_taylor_prune.tracing.call import Call
+from lightning_taylor_prune.tracing.progress import note
 from lightning_taylor_prune.tracing.recorder import Trace
 
 Outcome = tuple[ChannelGroups, Contradiction | None]
@@ -48,7 +48,6 @@ class Search:
         traces: What these calls run.
         rewrite_hard_coded: As in :func:`~lightning_taylor_prune.groups.find.find_groups`.
         fixed: Names of parameters and buffers that must keep their shapes.
-        progress: Is told what the search does.
     """
 
     def __init__(
@@ -58,7 +57,6 @@ class Search:
         traces: Sequence[Trace],
         rewrite_hard_coded: bool,
         fixed: Collection[str],
-        progress: Progress,
     ) -> None:
         self._model, self._calls, self._traces = model, calls, traces
         self._rewrite, self._fixed = rewrite_hard_coded, fixed
@@ -67,7 +65,6 @@ class Search:
         self._locks: tuple[Lock, ...] = ()
         self._ties: tuple[Tie, ...] = ()
         self._changes = CodeChanges()
-        self._progress = progress
         self._rounds = 0
         self._untied: set[tuple[Any, ...]] = set()
         self._could_follow: dict[tuple[str, ...], bool] = {}
@@ -85,9 +82,9 @@ class Search:
 
     def settle(self, ties: Sequence[Tie] = ()) -> Outcome:
         """Propagate labels with more ties and try the outcome, with all changes of the code that are known so far."""
-        self._progress.note(f"finding what belongs together among {sum(len(t.ops) for t in self._traces)} operators")
+        note(f"finding what belongs together among {sum(len(t.ops) for t in self._traces)} operators")
         structure = Structure.of(self._propagate(ties))
-        self._progress.note("trying cuts on the network's own code")
+        note("trying cuts on the network's own code")
         groups = ChannelGroups(Analysis.of(structure, self._changes, self._dry_run, self._calls))
         return try_cuts(self._model, groups, self._rewrite)
 
@@ -125,7 +122,7 @@ class Search:
         """
         self._rounds += 1
         divergence = found.divergence
-        self._progress.note(f"contradiction {self._rounds}: {divergence.message}")
+        note(f"contradiction {self._rounds}: {divergence.message}")
         elsewhere = sites_on_the_line_of(self._traces, divergence.site) - {divergence.site}
         widely = self._rounds > _PATIENCE or any(site in self._rejected for site in elsewhere)
         message = divergence.message

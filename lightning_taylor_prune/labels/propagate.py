@@ -19,6 +19,7 @@ from lightning_taylor_prune.labels.rectangles import settle_rectangles
 from lightning_taylor_prune.labels.rules.context import Expectation, Notes, RuleContext, find_labels
 from lightning_taylor_prune.labels.rules.registry import Rule, find_rules, operator_name
 from lightning_taylor_prune.labels.space import Field, Labels, LabelSpace, on_axis
+from lightning_taylor_prune.tracing.progress import tick
 from lightning_taylor_prune.tracing.recorder import Trace
 
 
@@ -159,6 +160,7 @@ class _Run:
         self._values: dict[Node, Any] = {}
         self._sharing: dict[Any, list[Node]] = {}
         for node in trace.graph.nodes:
+            tick()
             if node.op == "placeholder":
                 self._values[node] = self._placeholder(node, parameters)
             elif node.op == "call_function":

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.isolation import Snapshot, Write, untouched, written
+from lightning_taylor_prune.tracing.progress import tick
 from lightning_taylor_prune.tracing.recorder import OnCall, Recorder, Trace
 
 _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
@@ -72,13 +73,21 @@ class PreparedRun:
             _tracing_context(call),
             self._recorded.mode,
             enable_python_dispatcher(),
-            Recorder(on_call),
+            Recorder(_ticking(on_call)),
         ):
             # Code that draws random numbers in Python (LayerDrop, say) must take the same path in every run.
             random.seed(0)
             np.random.seed(0)
             result = self._module(*call.args, **dict(call.kwargs))
         return result, leaked
+
+
+def _ticking(on_call: OnCall) -> OnCall:
+    def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tick()
+        return on_call(func, args, kwargs)
+
+    return call
 
 
 def _writes_of_state(modules: Mapping[str, nn.Module], training: Mapping[str, bool]) -> Iterator[Write]:
