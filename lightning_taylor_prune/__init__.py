@@ -15,7 +15,8 @@ from lightning_taylor_prune.groups import ChannelGroup, ChannelGroups, find_grou
 from lightning_taylor_prune.labels.rules import register_rule
 from lightning_taylor_prune.modules.updates import register_module_update
 from lightning_taylor_prune.plan import Cut, PruningPlan
-from lightning_taylor_prune.pruning.checkpoint import fit_checkpoint_, load_pruned, make_loadable
+from lightning_taylor_prune.pruning.loading import fit_checkpoint_, load_pruned, make_loadable
+from lightning_taylor_prune.pruning.loading_block import loading_pruned
 from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.pruning.prune import prune_
 from lightning_taylor_prune.pruning.pruner import Pruner
@@ -42,6 +43,7 @@ __all__ = [
     "find_groups",
     "fit_checkpoint_",
     "load_pruned",
+    "loading_pruned",
     "make_loadable",
     "measure_cost",
     "measure_latency",

@@ -29,7 +29,8 @@ class Cost:
     Attributes:
         params: Number of parameters; tied ones count once.
         macs: Multiply-accumulate operations (floating point operations / 2) for the example input, batch included.
-        filters: Number of convolution filters.
+        filters: Number of channels that weights write: filters of convolutions, units of linear layers, and what
+            :func:`filters_per_layer` counts besides.
     """
 
     params: int
@@ -113,17 +114,32 @@ def _recurrent_flops(x: Sequence[int], weights: Sequence[Sequence[int]]) -> int:
 
 
 def count_filters(model: nn.Module) -> int:
-    """Return the number of filters of all convolutions."""
+    """Return the number of filters of all layers; see :func:`filters_per_layer`."""
     return sum(filters_per_layer(model).values())
 
 
 def filters_per_layer(model: nn.Module) -> dict[str, int]:
-    """Return the number of filters of every convolution by name."""
-    return {
-        name: module.out_channels
-        for name, module in model.named_modules()
-        if isinstance(module, (_ConvNd, _ConvTransposeNd))
-    }
+    """Return how many channels the weights of every layer write, by name.
+
+    Those are filters of convolutions, units of linear layers, the width of embeddings, and rows of all matrices of
+    attention and recurrent layers. Weights in modules of your own are only counted by
+    :attr:`~lightning_taylor_prune.groups.groups.ChannelGroups.filters`, which knows what is done with them.
+    """
+    counts = {name: _filters_of(module) for name, module in model.named_modules()}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _filters_of(module: nn.Module) -> int:
+    if isinstance(module, (_ConvNd, _ConvTransposeNd)):
+        return module.out_channels
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return module.embedding_dim
+    if isinstance(module, (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)):
+        own = dict(module.named_parameters(recurse=False))
+        return sum(weight.shape[0] for name, weight in own.items() if weight.dim() == 2 and "weight" in name)
+    return 0
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from lightning_taylor_prune import PlanError, load_pruned
-from lightning_taylor_prune.pruning.checkpoint import KEY, attributes_of
 from recipes.errors import RecipeError
 
 ORIGINAL, PRUNED, RETRAINED = "original.pt", "pruned.pt", "retrained.pt"  # networks
@@ -78,8 +77,7 @@ class RunFolder:
 
     def save_network(self, network: nn.Module, name: str) -> None:
         """Save a network, pruned or not, so that :func:`lightning_taylor_prune.load_pruned` reads it."""
-        content = {"state_dict": network.state_dict(), KEY: {"attributes": attributes_of(network)}}
-        write_whole(self.output / name, lambda part: torch.save(content, part))
+        write_whole(self.output / name, lambda part: torch.save({"state_dict": network.state_dict()}, part))
 
     def load_network(self, network: nn.Module, name: str, stage: str) -> nn.Module:
         """Give a freshly built network the shapes and weights of a saved one, in place."""

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -55,12 +57,18 @@ def quiet_lightning() -> Iterator[None]:
 def check_types(values: Mapping[str, Any], function: Callable[..., Any], where: str) -> None:
     """Refuse values of another type than a function's plain annotations (``int | None``, ``bool``) name."""
     for name, hint in get_type_hints(function).items():
-        kinds = get_args(hint) or (hint,)
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         if name not in values or not all(kind in (int, float, bool, str, type(None)) for kind in kinds):
             continue
         if not isinstance(values[name], (*kinds, *((int,) if float in kinds else ()))):
             wanted = " or ".join(kind.__name__.replace("NoneType", "null") for kind in kinds)
             raise RecipeError(f"{where}: expected `{name}` to be {wanted}, got {values[name]!r}")
+
+
+def init_of(cfg: DictConfig) -> Callable[..., Any]:
+    """Return what takes the settings of a configured object: a class's `__init__`, or a function."""
+    made = get_object(cfg._target_)
+    return made.__init__ if isinstance(made, type) else made
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,8 @@ class Recipe:
 
     def build(self) -> nn.Module:
         """Build the network as the configuration describes it, in the memory format asked for."""
-        channels = self.data.example_images.shape[1]
+        channels, where = self.data.example_images.shape[1], "`model`"
+        check_types({str(name): value for name, value in self.cfg.model.items()}, init_of(self.cfg.model), where)
         network: nn.Module = instantiate(self.cfg.model, in_channels=channels, num_classes=self.data.num_classes)
         return network.to(memory_format=torch.channels_last if self.cfg.channels_last else torch.contiguous_format)
 
@@ -111,7 +120,7 @@ class Recipe:
         parameter = nn.Parameter(torch.zeros(1))
         try:
             self.trainer(**settings)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, MisconfigurationException) as error:
             raise RecipeError(f"`trainer` or `{stage}.trainer`: {error}") from error
         try:
             optimizer = instantiate(self.cfg[stage].optimizer)([parameter])

@@ -23,7 +23,7 @@ from recipes.command import command_line
 from recipes.folder import ORIGINAL, OUTCOME, PRUNED, PRUNING, RESULTS, RETRAINED, TEST, RunFolder, digest, write_json
 from recipes.image_data import ImageData
 from recipes.interrupts import Interrupted
-from recipes.recipe import Recipe, on_rank_zero, say
+from recipes.recipe import Recipe, check_types, init_of, on_rank_zero, say
 from recipes.weights import load_weights
 
 NEEDS = {"train": (), "prune": (ORIGINAL,), "retrain": (PRUNED,), "compare": (ORIGINAL, PRUNED, PRUNING)}
@@ -71,6 +71,7 @@ def check_inputs(folder: RunFolder, stages: list[str]) -> None:
 
 def open_data(cfg: DictConfig) -> ImageData:
     """Build the datamodule, check its files and open the training part."""
+    check_types({str(name): cfg[name] for name in cfg if name in cfg}, init_of(cfg), "`data`")
     data: ImageData = instantiate(cfg)
     data.prepare_data()
     data.setup("fit")

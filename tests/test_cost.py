@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from lightning_taylor_prune import find_groups, measure_cost, measure_latency, prune_, select
+from lightning_taylor_prune.cost import filters_per_layer
 
 NETWORKS: dict[str, Any] = {
     "grouped": lambda: nn.Sequential(
@@ -20,6 +21,7 @@ NETWORKS: dict[str, Any] = {
     "resnet18": torchvision.models.resnet18,
     "mobilenet_v3_small": torchvision.models.mobilenet_v3_small,
     "attention": lambda: nn.TransformerEncoderLayer(16, 4, 24, batch_first=True),
+    "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 6), nn.ReLU(), nn.Linear(6, 2)),
 }
 
 
@@ -46,6 +48,35 @@ def test_predicted_cost_is_the_cost_after_the_cut(name: str) -> None:
     prune_(model, plan)
     cost = measure_cost(model, example)
     assert (predicted.params, predicted.macs, predicted.num_filters) == (cost.params, cost.macs, cost.filters)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.layers = nn.Embedding(10, 6), nn.LSTM(6, 8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(self.words(x))[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "filters"),
+    [
+        (nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)), torch.zeros(2, 8), {"0": 6, "2": 2}),
+        (Recurrent(), torch.zeros(2, 3, dtype=torch.long), {"words": 6, "layers": 4 * 4 * 8}),
+    ],
+    ids=["linear", "recurrent"],
+)
+def test_units_that_are_no_convolutions_filters_count(
+    model: nn.Module, example: torch.Tensor, filters: dict[str, int]
+) -> None:
+    groups = find_groups(model, example)
+    assert groups.filters == filters_per_layer(model) == filters
+
+
+def test_linear_units_can_be_pruned() -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    assert find_groups(model, torch.zeros(2, 8)).num_prunable_filters == 6
 
 
 def test_measuring_changes_nothing() -> None:

@@ -375,6 +375,19 @@ def empty_tables_switch_the_hooks_of_a_module_off() -> None:
     assert seen == []
 
 
+@relies_on("_metadata", "_state_dict_hooks")
+def state_dicts_take_metadata_from_hooks_and_keep_them_in_files() -> None:
+    def note(module: nn.Module, state_dict: Any, prefix: str, local_metadata: dict[str, Any]) -> None:
+        local_metadata["noted"] = {"sizes": [1, 2]}
+
+    network, file = nn.Sequential(nn.Linear(1, 1)), io.BytesIO()
+    network[0].register_state_dict_post_hook(note)
+    torch.save({"state_dict": network.state_dict()}, file)
+    file.seek(0)
+    read = torch.load(file, weights_only=True)["state_dict"]
+    assert read._metadata["0"]["noted"] == {"sizes": [1, 2]} and note in network[0]._state_dict_hooks.values()
+
+
 @relies_on("_load_state_dict_pre_hooks")
 def load_hook_can_be_recognised() -> None:
     def hook(*args: Any) -> None:

@@ -16,10 +16,10 @@ from lightning_taylor_prune.callbacks.resume import ResumablePruning
 from lightning_taylor_prune.callbacks.strategies import Rewrap, check_strategy
 from lightning_taylor_prune.callbacks.trainer_compat import (
     ValidationRequest,
+    analysing,
     as_misconfiguration,
     check_target,
     gradient_scale,
-    logging_off,
     parameters_of_step,
     warnings_of_first_rank,
     window_correction,
@@ -59,8 +59,8 @@ class TaylorPruningCallback(ResumablePruning):
         round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores).
         exclude: Layers that keep all their filters: names, shell patterns, or names of modules that contain them.
         validate_after_prune: Run the validation loop after each prune.
-        stop_at: Costs never to undercut, such as ``{"params": 0.45}``: ``params``, ``macs`` or ``filters``, as a
-            fraction of the original network (a float up to 1) or absolute (an int).
+        stop_at: Costs never to undercut, such as ``{"params": 0.45}``: ``params``, ``macs`` or ``filters`` (units of
+            linear layers count, too), as a fraction of the original network (a float up to 1) or absolute (an int).
         normalize: How scores are divided within each group before they are compared over all: ``"none"``, ``"mean"``,
             ``"l2"``, ``"max"``; by default what suits the criterion.
         macs_weight: Preference for units that cost many MACs; see
@@ -258,7 +258,7 @@ class TaylorPruningCallback(ResumablePruning):
     def _begin(self, pl_module: LightningModule, calls: Sequence[Call] | None = None) -> None:
         """Analyse the network and begin to score it; of one that a checkpoint has pruned, go on with its scores."""
         ranks, rewrite = self._ranks or Ranks(self.state_key, self.rank_timeout), self.settings.rewrite_hard_coded
-        with logging_off(pl_module), warnings_of_first_rank():
+        with analysing(pl_module), warnings_of_first_rank():
             found, reason = analysis_and_reason(
                 lambda: self._first_batch.analyse(pl_module, ranks, rewrite, self._resumed, calls, self.groups),
                 self.on_unprunable,
@@ -290,7 +290,7 @@ class TaylorPruningCallback(ResumablePruning):
                 return self._begin(pl_module, news)
             self._first_batch.close()
         self.pruner.optimizers = trainer.optimizers
-        with logging_off(pl_module):
+        with analysing(pl_module):
             outcome = self.pruner.prune(
                 self.filters_per_prune,
                 step=trainer.global_step,

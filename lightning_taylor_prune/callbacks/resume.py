@@ -14,15 +14,10 @@ from lightning_taylor_prune.callbacks.copies import copies_of_module
 from lightning_taylor_prune.callbacks.metrics import log_rows, validation_metrics
 from lightning_taylor_prune.callbacks.trainer_compat import check_launcher, own_attributes
 from lightning_taylor_prune.groups.groups import ChannelGroups
-from lightning_taylor_prune.pruning.checkpoint import (
-    KEY,
-    attributes_inside,
-    attributes_of,
-    is_loadable,
-    make_loadable,
-    set_attributes_of,
-)
+from lightning_taylor_prune.pruning.checkpoint import KEY, attributes_inside, set_attributes_of
+from lightning_taylor_prune.pruning.loading import is_loadable, make_loadable
 from lightning_taylor_prune.pruning.pruner import Pruner
+from lightning_taylor_prune.pruning.record import record_of
 
 
 class ResumablePruning(Callback):
@@ -88,7 +83,7 @@ class ResumablePruning(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what the shapes of weights do not tell, for loading without this callback."""
-        checkpoint[KEY] = {"attributes": attributes_of(pl_module)}
+        checkpoint[KEY] = record_of(pl_module)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Set the attributes that the weights' shapes left open."""

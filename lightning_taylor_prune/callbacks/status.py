@@ -64,7 +64,7 @@ class Sizes:
     """How large a network is now, and how large it was before the first prune; 0 where that is not known yet.
 
     Attributes:
-        filters: Filters of all convolutions now.
+        filters: Filters of convolutions and units of linear layers now.
         filters_before: Filters of the unpruned network.
         params: Parameters now.
         params_before: Parameters of the unpruned network.

@@ -9,10 +9,11 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import nn
 
 from lightning_taylor_prune.errors import ArgumentError, PruningError, PruningWarning
+from lightning_taylor_prune.tracing.progress import reporting
 
 
 class ValidationRequest:
@@ -98,6 +99,13 @@ def parameters_of_step(trainer: Trainer, pl_module: nn.Module, optimizer: Any) -
     known = {id(p) for each in trainer.optimizers for group in each.param_groups for p in group["params"]}
     own = {id(p) for group in optimizer.param_groups for p in group["params"]}
     return own | {id(p) for p in pl_module.parameters()} - known
+
+
+@contextlib.contextmanager
+def analysing(pl_module: nn.Module) -> Iterator[None]:
+    """Run an analysis: what takes long is said on rank 0 as Lightning says things, and nothing is logged of it."""
+    with logging_off(pl_module), reporting(rank_zero_info):
+        yield
 
 
 @contextlib.contextmanager

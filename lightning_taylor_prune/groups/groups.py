@@ -184,23 +184,27 @@ class ChannelGroups:
 
     @cached_property
     def filters(self) -> dict[str, int]:
-        """Convolution filters now, by layer."""
-        found = {}
-        for number in self.structure.propagation.writers:
+        """Channels that the weights of each layer write now: filters of convolutions, units of linear layers."""
+        found: dict[str, int] = {}
+        for number in sorted(self.structure.propagation.writers):
             axis = self.structure.propagation.axes[number]
-            if len(self.shapes[axis.tensor]) > 2:
-                found[layer_name(axis.tensor)] = self.shapes[axis.tensor][axis.dim]
+            if self._is_weight(axis):
+                name = layer_name(axis.tensor)
+                found[name] = found.get(name, 0) + self.shapes[axis.tensor][axis.dim]
         return found
+
+    def _is_weight(self, axis: Axis) -> bool:
+        return len(self.shapes[axis.tensor]) > 1
 
     @cached_property
     def num_filters(self) -> int:
-        """Number of convolution filters now."""
+        """Number of filters now, units of linear layers included."""
         return sum(self.filters.values())
 
     @cached_property
     def num_prunable_filters(self) -> int:
-        """Number of convolution filters now that belong to some group."""
-        return sum(int((units >= 0).sum()) for axis, units in self.axes("writer") if len(self.shapes[axis.tensor]) > 2)
+        """Number of filters now that belong to some group, units of linear layers included."""
+        return sum(int((units >= 0).sum()) for axis, units in self.axes("writer") if self._is_weight(axis))
 
     def plan(self, removed: Mapping[str, Iterable[Any]]) -> PruningPlan:
         """Make a plan by hand.

@@ -18,7 +18,6 @@ from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.groups.infer_sizes import find_rewriting, find_size_rules
 from lightning_taylor_prune.groups.infer_ties import find_ties, keeps_a_choice
 from lightning_taylor_prune.groups.paths import Paths
-from lightning_taylor_prune.groups.progress import Progress
 from lightning_taylor_prune.groups.shapes import KeepMask
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.groups.trial import Contradiction, Trial
@@ -29,6 +28,7 @@ from lightning_taylor_prune.labels.rules.registry import find_rules
 from lightning_taylor_prune.labels.twins import used_tensors
 from lightning_taylor_prune.modules.idle import idle_axes, unused_tensors
 from lightning_taylor_prune.modules.likeness import Twin
+from lightning_taylor_prune.tracing.progress import note
 
 Outcome = tuple[ChannelGroups, Contradiction | None]
 
@@ -50,7 +50,6 @@ class Search:
         rewrite_hard_coded: As in :func:`~lightning_taylor_prune.groups.find.find_groups`.
         fixed: Names of parameters and buffers that must keep their shapes.
         twins: Modules that follow others, and lose the same channels.
-        progress: Is told what the search does.
     """
 
     def __init__(
@@ -60,7 +59,6 @@ class Search:
         rewrite_hard_coded: bool,
         fixed: Collection[str],
         twins: Sequence[Twin],
-        progress: Progress,
     ) -> None:
         self._model, self._calls, self._traces = model, paths.calls, paths.traces
         self._rewrite, self._fixed, self._twins = rewrite_hard_coded, fixed, twins
@@ -70,7 +68,6 @@ class Search:
         self._locks: tuple[Lock, ...] = ()
         self._ties: tuple[Tie, ...] = ()
         self._changes = CodeChanges()
-        self._progress = progress
         self._rounds = 0
         self._untied: set[tuple[Any, ...]] = set()
         self._could_follow: dict[tuple[str, ...], bool] = {}
@@ -88,9 +85,9 @@ class Search:
 
     def settle(self, ties: Sequence[Tie] = ()) -> Outcome:
         """Propagate labels with more ties and try the outcome, with all changes of the code that are known so far."""
-        self._progress.note(f"finding what belongs together among {sum(len(t.ops) for t in self._traces)} operators")
+        note(f"finding what belongs together among {sum(len(t.ops) for t in self._traces)} operators")
         structure = Structure.of(self._propagate(ties))
-        self._progress.note("trying cuts on the network's own code")
+        note("trying cuts on the network's own code")
         groups = ChannelGroups(Analysis.of(structure, self._changes, self._dry_run, self._calls))
         return try_cuts(self._model, groups, self._rewrite)
 
@@ -129,7 +126,7 @@ class Search:
         """
         self._rounds += 1
         divergence = found.divergence
-        self._progress.note(f"contradiction {self._rounds}: {divergence.message}")
+        note(f"contradiction {self._rounds}: {divergence.message}")
         elsewhere = sites_on_the_line_of(self._traces, divergence.site) - {divergence.site}
         widely = self._rounds > _PATIENCE or any(site in self._rejected for site in elsewhere)
         message = divergence.message

@@ -23,6 +23,7 @@ from lightning_taylor_prune.labels.space import Field, Labels, LabelSpace, axes_
 from lightning_taylor_prune.labels.twins import lock_outputs_of_leaders, tie_twins, used_tensors
 from lightning_taylor_prune.modules.idle import IdleAxis
 from lightning_taylor_prune.modules.likeness import Twin
+from lightning_taylor_prune.tracing.progress import tick
 from lightning_taylor_prune.tracing.recorder import StoredTensor, Trace
 
 
@@ -179,6 +180,7 @@ class _Run:
         self._values: dict[Node, Any] = {}
         self._sharing: dict[Any, list[Node]] = {}
         for node in trace.graph.nodes:
+            tick()
             if node.op == "placeholder":
                 self._values[node] = self._placeholder(node, parameters)
             elif node.op == "call_function":

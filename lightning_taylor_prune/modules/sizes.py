@@ -23,10 +23,15 @@ def find_sizes(module: nn.Module) -> dict[str, int]:
     known = known_attributes(module)
     held = {name: value for name, value in vars(module).items() if name not in known and name not in _OWN_TO_MODULES}
     found = _integers(held)
-    for name, value in held.items():
-        if _is_plain_object(value):
+    for name, value in plain_objects(module).items():
+        if name in held:
             found.update({f"{name}.{inner}": size for inner, size in _integers(vars(value)).items()})
     return found
+
+
+def plain_objects(module: nn.Module) -> dict[str, Any]:
+    """Return the objects with settings, such as a configuration, that a module holds, by attribute."""
+    return {name: value for name, value in vars(module).items() if _is_plain_object(value)}
 
 
 _OWN_TO_MODULES = frozenset(vars(nn.Module())) | {MARK}

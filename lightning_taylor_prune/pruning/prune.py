@@ -21,6 +21,7 @@ from lightning_taylor_prune.pruning.holders import Copy
 from lightning_taylor_prune.pruning.move import BufferReplacement, Move, take
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode, Replacement
 from lightning_taylor_prune.pruning.optimizers import prepare_optimizer
+from lightning_taylor_prune.pruning.record import keep_record
 from lightning_taylor_prune.pruning.transaction import Step, Transaction
 
 
@@ -110,6 +111,8 @@ def cut_tensors_(
         for network, prefix in networks:
             _cut_made(network, prefix, plan, transaction)
             _mark_sizes(network, prefix, plan, transaction)
+            if not prefix:
+                keep_record(network, plan.groups, transaction)
         for update in updates:
             transaction.set_attribute(update.module, update.name, update.value)
         for step in (*swaps, *further_steps):

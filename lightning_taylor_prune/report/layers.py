@@ -8,7 +8,7 @@ from lightning_taylor_prune.groups.groups import ChannelGroups
 
 
 def filters_table(before: Mapping[str, int], after: Mapping[str, int], params: int) -> str:
-    """Return a text table of the filters of every layer, before and after.
+    """Return a text table of the filters of every layer (units, of linear ones), before and after.
 
     Example:
         >>> print(filters_table({"conv1": 8, "conv2": 16}, {"conv1": 8, "conv2": 4}, 1234))

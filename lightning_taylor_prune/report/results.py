@@ -52,7 +52,7 @@ class NetworkResult:
     Attributes:
         params: Learnable parameters.
         macs: Multiply-accumulate operations for one example.
-        filters: Filters of all convolutions.
+        filters: Filters of convolutions and units of linear layers.
         accuracy: Accuracy on the test examples, 0 to 1.
         filters_per_layer: Filters of each layer by name.
         confusion: Test examples of each true class (row) that were taken for each class (column): counts, shape

@@ -108,7 +108,7 @@ def comparison_lines(original: NetworkResult, pruned: NetworkResult) -> list[Lin
             relative(original.megabytes, pruned.megabytes),
         ),
         _line("Multiply-accumulates (MACs) for one example", original.macs, pruned.macs),
-        _line("Filters of all convolutions", original.filters, pruned.filters),
+        _line("Filters and units of all layers", original.filters, pruned.filters),
     ]
     before, after = original.latency, pruned.latency
     if before and after and comparable(before, after):

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_taylor_prune.tracing.call import Call, current_autocast, tree_fake
 from lightning_taylor_prune.tracing.fakes import FakeMode
 from lightning_taylor_prune.tracing.own_hook import OwnHook
+from lightning_taylor_prune.tracing.progress import tick
 from lightning_taylor_prune.tracing.tensors import named_tensors
 
 _MOST_SIGNATURES = 8
@@ -155,6 +156,7 @@ class CallRecorder:
 
     def _begin(self, call: Call) -> None:
         """Note a call; from an outermost one on, what is done with parameters."""
+        tick()
         key = self._record(call)
         if not self._running:
             self._current = _detached(call)

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.isolation import Snapshot, Stored, Write, untouched, written
 from lightning_taylor_prune.tracing.observers import writes_for_observers
+from lightning_taylor_prune.tracing.progress import tick
 from lightning_taylor_prune.tracing.recorder import OnCall, Recorder, Trace
 
 _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
@@ -95,7 +96,7 @@ class PreparedRun:
             _tracing_context(call),
             mode,
             enable_python_dispatcher(),
-            Recorder(on_call),
+            Recorder(_ticking(on_call)),
         ):
             seeded = _seed(call.draw)
             result = call_network(getattr(self._module, call.method) if call.method else self._module, call)
@@ -163,6 +164,14 @@ class ListsByItems(TorchFunctionMode):
     ) -> Any:
         """Call the function, or else that of fake tensors."""
         return (FakeTensor.tolist if func is Tensor.tolist else func)(*args, **(kwargs or {}))
+
+
+def _ticking(on_call: OnCall) -> OnCall:
+    def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tick()
+        return on_call(func, args, kwargs)
+
+    return call
 
 
 def _writes_of_state(modules: Mapping[str, nn.Module], training: Mapping[str, bool]) -> Iterator[Write]:

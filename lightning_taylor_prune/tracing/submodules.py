@@ -18,6 +18,7 @@ from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.capture import CallRecorder, as_submodule
 from lightning_taylor_prune.tracing.graph import trace
 from lightning_taylor_prune.tracing.isolation import untouched
+from lightning_taylor_prune.tracing.progress import note
 from lightning_taylor_prune.tracing.runs import uncompiled
 
 
@@ -41,6 +42,7 @@ class TraceableSubmodules:
 
 def traceable_submodules(recorder: CallRecorder) -> TraceableSubmodules:
     """Find the largest submodules of which every recorded call can be traced."""
+    note("looking for submodules that can be traced")
     seen: set[str] = set()
     called = [n for name in dict.fromkeys(call.module for call in recorder.calls) for n in recorder.called_by(name)]
     calls = tuple(as_submodule(c) for name in called for c in _traceable(recorder, name, seen))
@@ -53,6 +55,7 @@ def submodules_of_call(root: nn.Module, call: Call) -> TraceableSubmodules:
     Returns:
         The submodules; none if the network does not run, or no part of it can be traced.
     """
+    note("running the network once")
     recorder = CallRecorder(root)
     try:
         run_for_real(root, call)

@@ -71,7 +71,7 @@ def test_tensorboard_receives_scalars_and_figures_at_each_prune(tmp_path):
     events = EventAccumulator(str(tmp_path), {"images": 0, "scalars": 0}).Reload()
     assert sorted(events.Tags()["images"]) == FIGURES
     assert [[event.step for event in events.Images(name)] for name in FIGURES] == [[2, 4, 6]] * 2
-    assert [event.value for event in events.Scalars("prune/filters")] == [22, 20, 18]
+    assert [event.value for event in events.Scalars("prune/filters")] == [26, 24, 22]
 
 
 def test_tensorboard_figures_are_as_large_as_drawn(tmp_path):
@@ -85,7 +85,7 @@ def test_mlflow_receives_scalars_and_figures_at_each_prune(tmp_path, monkeypatch
     logger = MLFlowLogger(save_dir=str(tmp_path))
     fit(logger)
     client = MlflowClient(tmp_path.as_uri())
-    assert [point.value for point in client.get_metric_history(logger.run_id, "prune/filters")] == [22, 20, 18]
+    assert [point.value for point in client.get_metric_history(logger.run_id, "prune/filters")] == [26, 24, 22]
     files = [file.path for file in client.list_artifacts(logger.run_id, "images") if file.path.endswith(".png")]
     found = {name: [] for name in FIGURES}
     for name, step in re.findall(r"images/(.+?)[+%]step[+%](\d+)[+%]", "\n".join(files)):
@@ -99,7 +99,7 @@ def test_wandb_receives_scalars_and_figures_at_each_prune(tmp_path):
     end_run(logger)
     wandb.teardown()  # its process writes the last records when it ends
     rows = history(tmp_path)
-    assert [row["prune/filters"] for row in rows if "prune/filters" in row] == [22, 20, 18]
+    assert [row["prune/filters"] for row in rows if "prune/filters" in row] == [26, 24, 22]
     for name in FIGURES:
         steps = [row["trainer/global_step"] for row in rows if f"{name}/filenames" in row]
         assert steps == [2, 4, 6]

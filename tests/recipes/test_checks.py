@@ -4,6 +4,7 @@ from recipes.checks import check_network, check_values, chosen_stages
 from recipes.data import DigitsData
 from recipes.errors import RecipeError
 from recipes.models import VGG, ResNet
+from recipes.stages import open_data
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,22 @@ from recipes.models import VGG, ResNet
         ("nodes=1.5", "`nodes` to be int, got 1.5"),
         ("data.batch_size=many", "`data.batch_size` to be int, got 'many'"),
         ("data.batch_size=0", "`data.batch_size` to be at least 1, got 0"),
+        ("seed=-1", "`seed` to be at least 0, got -1"),
+        ("seed=99999999999", "`seed` to be at most 4294967295, got 99999999999"),
+        ("title=3", "`title` to be str or null, got 3"),
+        ("notes=one", "`notes` to be a list of strings, got one"),
+        ("objectives=[speed]", r"`objectives` to be a list of some of params, val_acc, got \['speed'\]"),
+        ("objectives=val_acc", "`objectives` to be a list of some of params, val_acc, got val_acc"),
+        ("gpus=0", "`gpus` to be at least 1, got 0"),
+        ("gpus=many", "`gpus` to be an int of at least 1, or auto, got 'many'"),
+        ("cpu_threads=0", "`cpu_threads` to be at least 1, got 0"),
+        ("train.optimizer.lr=nan", "`train.optimizer.lr` to be a finite number, got nan"),
+        ("retrain.optimizer.lr=inf", "`retrain.optimizer.lr` to be a finite number, got inf"),
+        ("prune.optimizer.lr=fast", "`prune.optimizer.lr` to be a finite number or a bool, got 'fast'"),
+        ("train.optimizer.momentum=2", r"`train.optimizer.momentum` to be a number in \[0, 1\), got 2"),
+        ("+trainer.limit_train_batches=nan", "`trainer.limit_train_batches` to be a finite number, got nan"),
+        ("model.widths=[8,nan]", "`model.widths` to be a finite number, got nan"),
+        ("pruning.max_prunes=null", "`prune.trainer.max_steps` to be an int, got None: `pruning.max_prunes` is null"),
     ],
 )
 def test_setting_of_another_type_is_refused(compose_recipe, override, message):
@@ -40,6 +57,24 @@ def test_composed_values_pass(compose_recipe):
 )
 def test_stages_come_in_their_order_and_weights_are_loaded_first(compose_recipe, overrides, stages):
     assert chosen_stages(compose_recipe(*overrides)) == stages
+
+
+def test_no_stage_is_refused(compose_recipe):
+    with pytest.raises(RecipeError, match="`stage` to be some of train, prune, retrain, compare, got none"):
+        chosen_stages(compose_recipe("stage=[]"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.val_fraction=half", "`data`: expected `val_fraction` to be float, got 'half'"),
+        ("data.split_seed=x", "`data`: expected `split_seed` to be int, got 'x'"),
+        ("data.test_fraction=1.5", "a held-out fraction between 0 and 1, got 1.5"),
+    ],
+)
+def test_data_of_another_kind_is_refused(compose_recipe, override, message):
+    with pytest.raises(RecipeError, match=message):
+        open_data(compose_recipe(override).data)
 
 
 @pytest.mark.parametrize("override", ["stage=polish", "stage=[train,polish]", "stage=5"])
