@@ -6,8 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_taylor_prune.callbacks.arguments import (
+    has_other,
+    refuse_overlap,
+    structure_of,
+)
 from lightning_taylor_prune.callbacks.copies import FollowingCopies
 from lightning_taylor_prune.callbacks.first_batch import FirstBatchRecorder, calls_of_checkpoint
 from lightning_taylor_prune.callbacks.metrics import log_prune
@@ -25,10 +30,10 @@ from lightning_taylor_prune.callbacks.trainer_compat import (
 from lightning_taylor_prune.callbacks.unprunable import OnUnprunable, analysis_and_reason
 from lightning_taylor_prune.pruning.constraints import Constraints, check_bool, check_choice, check_int, check_number
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
-from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.pruning.settings import Settings
+from lightning_taylor_prune.pruning.transaction import Assignment
 from lightning_taylor_prune.report import filters_table
 from lightning_taylor_prune.tracing.call import Call
 
@@ -129,7 +134,7 @@ class TaylorPruningCallback(ResumablePruning):
     @property
     def state_key(self) -> str:
         """Two callbacks on two targets keep their states apart in a checkpoint."""
-        return self._generate_state_key(target=self.target, criterion=self.settings.criterion)
+        return self._generate_state_key(target=self.target)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work before any data is read."""
@@ -137,6 +142,7 @@ class TaylorPruningCallback(ResumablePruning):
             with as_misconfiguration():
                 check_strategy(trainer.strategy)
                 check_target(pl_module, self.target)
+            refuse_overlap(self, trainer, pl_module)
             self._ranks = Ranks(self.state_key, self.rank_timeout)
             if self._module is not pl_module:
                 self._forget()
@@ -150,11 +156,16 @@ class TaylorPruningCallback(ResumablePruning):
         if not self._resumed:
             self._intervals = self._intervals_at(trainer.global_step)
             if self.pruner is not None and self.stop_reason is None:  # a second `fit`
-                self.pruner.reopen()
-        elif self.pruner is None and (calls := calls_of_checkpoint(self._resumed, pl_module)) is not None:
+                self._reopen(pl_module)
+            return
+        if has_other(self._resumed, self, "schedule") or has_other(self._resumed, self, "limits"):
+            self._intervals = self._intervals_at(trainer.global_step)
+        if self.pruner is None and (calls := calls_of_checkpoint(self._resumed, pl_module)) is not None:
             self._begin(pl_module, calls)
-            if self.stop_reason is not None:
-                self._close()
+        if self.stop_reason is not None:
+            self._close()
+        else:
+            self._stop_after_last()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Record how the first batch calls the network."""
@@ -199,8 +210,7 @@ class TaylorPruningCallback(ResumablePruning):
             if pl_module.automatic_optimization:
                 return  # no backward pass yet: the training step returned None
             self._begin(pl_module)
-        if self.stop_reason is None and (intervals := self._intervals_at(step)) > self._intervals:
-            self._intervals = intervals
+        if self.stop_reason is None and self._intervals_at(step) > self._intervals:
             self._prune(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -211,33 +221,26 @@ class TaylorPruningCallback(ResumablePruning):
         """Print what has become of every layer."""
         self._validation.withdraw(trainer)
         self._close()
+        self._structure = structure_of(pl_module)
         if self.pruner is not None and self.history:
             rank_zero_info(filters_table(self.filters_before, self.filters_after, self.history[-1]["params"]))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""
         self._close()
+        self._structure = structure_of(pl_module)
 
     # --- what the hooks do --------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs to go on."""
-        fresh = {"_module": None, "_ranks": None, "_validation": ValidationRequest(), "_copies": FollowingCopies()}
+        fresh = {"_module": None, "_ranks": None, "_copies": FollowingCopies()}
         return {**super().__getstate__(), **fresh, "_first_batch": FirstBatchRecorder(self.target)}
 
     @property
     def _is_waiting(self) -> bool:
         """Whether the network has yet to be analysed."""
         return self.pruner is None and self.stop_reason is None
-
-    def _intervals_at(self, step: int) -> int:
-        return max(step - self.start_step, 0) // self.every_n_steps
-
-    def _forget(self) -> None:
-        """Begin anew, with another module."""
-        self._close()
-        self.pruner, self.stop_reason, self.filters_before = None, None, {}
-        self._resumed, self._intervals = {}, 0
 
     def _close(self) -> None:
         """Remove all hooks from the network."""
@@ -272,29 +275,17 @@ class TaylorPruningCallback(ResumablePruning):
         """Prune and log it; or say why not."""
         assert self.pruner is not None
         self.pruner.optimizers = trainer.optimizers
+        intervals = Assignment(self, "_intervals", self._intervals_at(trainer.global_step))
         with logging_off(pl_module):
             outcome = self.pruner.prune(
                 self.filters_per_prune,
                 step=trainer.global_step,
                 copies=self._copies.find(trainer, pl_module),
-                further_steps=[Rewrap(trainer.strategy, pl_module)],
+                further_steps=[Rewrap(trainer.strategy, pl_module), intervals],
             )
+        intervals.commit()  # also where nothing was cut
         if outcome:
             log_prune(trainer, pl_module, self.history[-1], self.filters_after, self.max_prunes)
             if self.validate_after_prune:
                 self._validation.make(trainer)
         self._stop_after(outcome)
-
-    def _stop_after(self, outcome: PruneOutcome) -> None:
-        """End pruning where a target is reached, nothing is left to prune, or all prunes are done."""
-        if outcome.reason == "target":
-            self._stop(f"the next filter would undercut the target {dict(self.settings.constraints.stop_at or {})}")
-        elif outcome.reason == "nothing_left":
-            self._stop("nothing is left to prune within `min_channels`, `max_pruning_ratio` and `exclude`", warn=True)
-        elif outcome and self.max_prunes is not None and len(self.history) >= self.max_prunes:
-            self._stop(f"all {self.max_prunes} prunes are done")
-
-    def _stop(self, reason: str, warn: bool = False) -> None:
-        self.stop_reason = reason
-        (rank_zero_warn if warn else rank_zero_info)(f"Pruning ends after {len(self.history)} prunes: {reason}.")
-        self._close()

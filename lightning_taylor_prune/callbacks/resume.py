@@ -6,8 +6,16 @@ import copy
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_taylor_prune.callbacks.arguments import (
+    Structure,
+    arguments_of,
+    resume_with_other_arguments,
+    state_of_renamed,
+    structure_of,
+)
 from lightning_taylor_prune.callbacks.copies import copies_of_module
 from lightning_taylor_prune.callbacks.metrics import log_rows, validation_metrics
 from lightning_taylor_prune.callbacks.trainer_compat import check_launcher, own_attributes
@@ -19,7 +27,9 @@ from lightning_taylor_prune.pruning.checkpoint import (
     make_loadable,
     set_attributes_of,
 )
+from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.pruning.pruner import Pruner
+from lightning_taylor_prune.pruning.settings import Settings
 
 
 class ResumablePruning(Callback):
@@ -31,6 +41,12 @@ class ResumablePruning(Callback):
         stop_reason: Why pruning ended, or ``None`` while it goes on.
     """
 
+    target: str | None
+    settings: Settings
+    every_n_steps: int
+    start_step: int
+    max_prunes: int | None
+
     def __init__(self) -> None:
         super().__init__()
         self.pruner: Pruner | None = None
@@ -40,6 +56,7 @@ class ResumablePruning(Callback):
         self._filters_after: dict[str, int] = {}
         self._resumed: dict[str, Any] = {}
         self._intervals = 0
+        self._structure: Structure | None = None
 
     @property
     def groups(self) -> ChannelGroups | None:
@@ -89,23 +106,27 @@ class ResumablePruning(Callback):
         checkpoint[KEY] = {"attributes": attributes_of(pl_module)}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Set the attributes that the weights' shapes left open."""
+        """Set the attributes that the weights' shapes left open; find the callback's state also by another name."""
         for network in (pl_module, *copies_of_module(trainer, pl_module)):
             set_attributes_of(network, checkpoint.get(KEY, {}).get("attributes", {}))
+        if (state := state_of_renamed(self, trainer, checkpoint)) is not None:
+            self.load_state_dict(dict(state))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where pruning stands, as plain data and tensors."""
+        """Return where pruning stands, and the arguments that have brought it there, as plain data and tensors."""
         if self.pruner is None:
             return dict(self._resumed)
-        return {**self.pruner.state_dict(), "intervals": self._intervals, "stop_reason": self.stop_reason}
+        own = {"intervals": self._intervals, "stop_reason": self.stop_reason, "arguments": arguments_of(self)}
+        return {**self.pruner.state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint left off; the groups follow with the first batch."""
+        """Go on where a checkpoint left off, with the arguments as they are now; groups follow with the first batch."""
         if not state_dict:
             return
         self._close()
         self.pruner, self._resumed = None, dict(state_dict)
         self._intervals, self.stop_reason = state_dict["intervals"], state_dict["stop_reason"]
+        resume_with_other_arguments(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs to go on, as plain data: copies and pickles hold neither the network nor traces."""
@@ -115,7 +136,44 @@ class ResumablePruning(Callback):
             "_resumed": copy.deepcopy(self.state_dict()),
             "_filters_after": dict(self.filters_after),
             "_load_hooks": [],
+            "_structure": None,
         }
+
+    def _forget(self) -> None:
+        """Begin anew, with another module."""
+        self._close()
+        self.pruner, self.stop_reason, self.filters_before = None, None, {}
+        self._resumed, self._intervals = {}, 0
+
+    def _reopen(self, pl_module: LightningModule) -> None:
+        """Go on with the same network; analyse it anew if it was changed meanwhile."""
+        assert self.pruner is not None
+        if self._structure in (None, structure_of(pl_module)):
+            self.pruner.reopen()
+        else:
+            rank_zero_warn("The network was changed since the last `fit`, and is analysed and pruned as a new one.")
+            self._forget()
+
+    def _intervals_at(self, step: int) -> int:
+        return max(step - self.start_step, 0) // self.every_n_steps
+
+    def _stop_after(self, outcome: PruneOutcome) -> None:
+        """End pruning where a target is reached, nothing is left to prune, or all prunes are done."""
+        if outcome.reason == "target":
+            self._stop(f"the next filter would undercut the target {dict(self.settings.constraints.stop_at or {})}")
+        elif outcome.reason == "nothing_left":
+            self._stop("nothing is left to prune within `min_channels`, `max_pruning_ratio` and `exclude`", warn=True)
+        elif outcome:
+            self._stop_after_last()
+
+    def _stop_after_last(self) -> None:
+        if self.max_prunes is not None and len(self.history) >= self.max_prunes:
+            self._stop(f"all {self.max_prunes} prunes are done")
+
+    def _stop(self, reason: str, warn: bool = False) -> None:
+        self.stop_reason = reason
+        (rank_zero_warn if warn else rank_zero_info)(f"Pruning ends after {len(self.history)} prunes: {reason}.")
+        self._close()
 
     def _close(self) -> None:
         """Remove all hooks from the network."""

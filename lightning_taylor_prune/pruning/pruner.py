@@ -18,10 +18,11 @@ from lightning_taylor_prune.groups.divergence import Divergence
 from lightning_taylor_prune.groups.find import find_groups
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.plan import PruningPlan
+from lightning_taylor_prune.pruning.bookkeeping import Bookkeeping
 from lightning_taylor_prune.pruning.constraints import Constraints, check_int, check_number
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
 from lightning_taylor_prune.pruning.original import OriginalNetwork
-from lightning_taylor_prune.pruning.outcome import PruneOutcome, history_row
+from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.pruning.prune import cut_tensors_, refuse_wrappers
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.pruning.select import Choice, choose, excluded_groups
@@ -169,9 +170,10 @@ class Pruner:
 
     def reopen(self) -> None:
         """Place the criterion's hooks on the network again, after :meth:`close`."""
-        self._restart_criterion(self.criterion.state_dict())
+        self.restart_criterion(self.criterion.state_dict())
 
-    def _restart_criterion(self, so_far: dict[str, Any] | None = None) -> None:
+    def restart_criterion(self, so_far: dict[str, Any] | None = None) -> None:
+        """Begin to score the groups as they are now, or go on from the scores so far."""
         self.criterion.close()
         self.criterion = self._new_criterion()
         if so_far is not None:
@@ -197,28 +199,21 @@ class Pruner:
         step = self._updates if step is None else step
         raw = self.scores
         if not raw.isfinite().any():
-            seen = self.criterion.steps
-            self._warn(
-                f"Step {step}: no prune, as none of the {seen} minibatches since the last one had finite gradients."
-            )
+            seen = f"none of the {self.criterion.steps} minibatches since the last one had finite gradients"
+            self._warn(f"Step {step}: no prune, as {seen}.")
             return PruneOutcome(self.groups.plan({}), "no_scores")
-        skipped = self.criterion.skipped
         warn_unscored(raw, self.groups)
         scores = normalize_scores(raw, self.groups, self.settings.normalization, self.settings.macs_weight)
-        before = self.groups
         try:
-            choice = self._cut(scores, filters, copies, further_steps)
+            choice = self._cut(scores, filters, step, copies, further_steps)
         except TraceError as error:
             self._warn(f"Step {step}: no prune, as the network cannot be traced as it is now. {error}")
             return PruneOutcome(self.groups.plan({}), "untraceable")
-        if choice.plan:
-            self._restart_criterion()
-            row = history_row(choice.plan, before, self.groups, scores, self._batch_size)
-            row |= {"step": step, "count": len(self.history) + 1, "skipped_minibatches": skipped, "metrics": {}}
-            self.history.append(row)
         return PruneOutcome(choice.plan, choice.reason)
 
-    def _cut(self, scores: Tensor, filters: int, copies: Sequence[nn.Module], further_steps: Sequence[Step]) -> Choice:
+    def _cut(
+        self, scores: Tensor, filters: int, step: int, copies: Sequence[nn.Module], further_steps: Sequence[Step]
+    ) -> Choice:
         """Cut; groups whose channels the network's code turns out not to give up are left out from then on."""
         while True:
             choice = self._choose(scores, filters)
@@ -230,8 +225,8 @@ class Pruner:
                 continue
             if choice.plan:
                 mode = self.settings.optimizer_state
-                cut_tensors_(self.model, choice.plan, self.optimizers, mode, copies, further_steps)
-                self.groups = self.groups.after(choice.plan)
+                steps = [*further_steps, Bookkeeping(self, choice.plan, scores, step, self._batch_size)]
+                cut_tensors_(self.model, choice.plan, self.optimizers, mode, copies, steps)
             return choice
 
     def _choose(self, scores: Tensor, filters: int) -> Choice:
@@ -270,6 +265,7 @@ class Pruner:
             "updates": self._updates,
             "kept": {name: torch.from_numpy(units.copy()) for name, units in self.groups.kept_units().items()},
             "original": self.original.state_dict(),
+            "criterion": self.settings.criterion,
             "scores": self.criterion.state_dict(),
         }
 
@@ -297,4 +293,7 @@ class Pruner:
         self.refused = set(state["refused"])
         self._updates = state["updates"]
         self.original = OriginalNetwork.from_state_dict(state["original"])
-        self._restart_criterion(state["scores"])
+        before, now = state.get("criterion", self.settings.criterion), self.settings.criterion
+        self.restart_criterion(state["scores"] if before == now else None)
+        if before != now:
+            self._warn(f"The scores so far are dropped: they are of `{before}`, and now `{now}` judges.")
