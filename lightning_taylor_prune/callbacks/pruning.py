@@ -281,7 +281,7 @@ class TaylorPruningCallback(ResumablePruning):
                 self.filters_per_prune,
                 step=trainer.global_step,
                 copies=self._copies.find(trainer, pl_module),
-                further_steps=[Rewrap(trainer.strategy, pl_module), intervals],
+                further_steps=[Rewrap(trainer.strategy, pl_module, self.pruner.ranks), intervals],
             )
         intervals.commit()  # also where nothing was cut
         if outcome:

@@ -29,6 +29,7 @@ from lightning_taylor_prune.pruning.checkpoint import (
 )
 from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.pruning.pruner import Pruner
+from lightning_taylor_prune.pruning.rank_scores import scores_of_all_ranks
 from lightning_taylor_prune.pruning.settings import Settings
 
 
@@ -102,8 +103,11 @@ class ResumablePruning(Callback):
         log_rows(trainer, {**row, "prune/count": self.history[-1]["count"]})
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep what the shapes of weights do not tell, for loading without this callback."""
+        """Keep what the shapes of weights do not tell, for loading without this callback; and what all ranks saw."""
         checkpoint[KEY] = {"attributes": attributes_of(pl_module)}
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if self.pruner is not None and state is not None:
+            state["scores"] = scores_of_all_ranks(self.pruner.criterion, self.pruner.ranks, trainer.interrupted)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Set the attributes that the weights' shapes left open; find the callback's state also by another name."""

@@ -72,6 +72,8 @@ class Criterion(ABC):
     needs_gradients = True
     sees_backward = False
     """Whether hooks take in gradients during the backward pass, where fp16 scales them."""
+    differs_by_rank = False
+    """Whether each rank of a job sums over examples of its own."""
     normalize_default = "none"
 
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,13 +21,17 @@ class ExampleCriterion(ReaderCriterion):
     Under data parallelism every rank sees its own examples; :meth:`compute` adds them up and must be called on all.
     """
 
-    sees_backward = True
+    sees_backward = differs_by_rank = True
     fold: Callable[[Tensor], Tensor]
 
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
         super().__init__(model, groups)
         readers = parameter_slices(model, groups, "reader")
         self._examples = PerExampleSums(model, readers, self.num_units, type(self).fold)
+
+    def _found(self, sums: Tensor | None) -> Tensor:
+        """Return sums over examples; zeros where no weight reads or writes a unit, so that none was watched."""
+        return torch.zeros(self.num_units) if sums is None else sums
 
     def over_ranks(self, total: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Add up what all ranks saw, each of its own examples; all must call."""
@@ -35,6 +40,12 @@ class ExampleCriterion(ReaderCriterion):
         both = torch.stack([total, counts.to(total.dtype)])
         dist.all_reduce(both)
         return both[0], both[1]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from sums so far; if they are of all ranks, the first rank has them and the others begin at zero."""
+        super().load_state_dict(state)
+        if state.get("of_all_ranks") and dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
+            self.total, self.counts = (None if s is None else torch.zeros_like(s) for s in (self.total, self.counts))
 
     def discard(self) -> None:
         """Forget the backward passes since the last update."""
@@ -74,8 +85,7 @@ class TaylorExamples(ExampleCriterion):
         sums, count = self._examples.folded()
         unseen = [term for term in self.live if (term.name, term.dim) not in self._examples.seen]
         if not unseen:
-            assert sums is not None
-            return sums * (count * scale**2)
+            return self._found(sums) * (count * scale**2)
         whole = self.inputs.signed_sums(self.live).square()
         if sums is not None:
             whole = torch.where(self._mask(unseen, whole.device), whole, sums)
@@ -106,8 +116,7 @@ class TaylorActivation(ExampleCriterion):
     def minibatch(self, scale: float | Tensor) -> Tensor:
         """Return the sum over examples, since the gradient of a mean loss carries one over their number."""
         sums, _ = self._examples.folded()
-        assert sums is not None
-        return sums * scale
+        return self._found(sums) * scale
 
 
 MAX_EXAMPLES = 64

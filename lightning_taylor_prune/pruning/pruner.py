@@ -197,6 +197,8 @@ class Pruner:
         """
         check_int("filters", filters, at_least=1)
         step = self._updates if step is None else step
+        if not self.groups.num_units:
+            return PruneOutcome(self.groups.plan({}), "nothing_left")
         raw = self.scores
         if not raw.isfinite().any():
             seen = f"none of the {self.criterion.steps} minibatches since the last one had finite gradients"
@@ -258,7 +260,7 @@ class Pruner:
             warnings.warn(message, PruningWarning, stacklevel=4)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where pruning stands, as plain data and tensors."""
+        """Return where pruning stands, as plain data and tensors; of its own examples, where ranks see different ones."""
         return {
             "history": copy.deepcopy(self.history),
             "refused": sorted(self.refused),

@@ -102,6 +102,15 @@ def test_frozen_weight_that_a_function_reads_leaves_its_units_without_score() ->
     assert score(CRITERIA["taylor"](model, groups), model, (example[0].requires_grad_(),)).isnan().all()
 
 
+@pytest.mark.parametrize("name", CRITERIA)
+def test_network_without_units_has_no_scores(name: str) -> None:
+    model, x = nn.Linear(5, 3), torch.randn(2, 5)
+    criterion = CRITERIA[name](model, find_groups(model, x))
+    model(x).sum().backward()
+    criterion.update()
+    assert criterion.compute().shape == (0,)
+
+
 def test_stale_gradient_of_a_frozen_parameter_does_not_count() -> None:
     model, example, groups = build("sequential")
     backward(model, example)
