@@ -251,8 +251,8 @@ class Pruner:
         concerned = self.groups.groups_at(divergence) & set(plan.removed) or set(plan.removed)
         self.refused |= concerned
         self._warn(
-            f"Skipped this prune: {divergence.message}. These groups will no longer be pruned: "
-            f"{', '.join(sorted(concerned))}."
+            f"Skipped this prune: {divergence.message}. "
+            f"These groups will no longer be pruned: {', '.join(sorted(concerned))}."
         )
 
     def _warn(self, message: str) -> None:
@@ -260,7 +260,7 @@ class Pruner:
             warnings.warn(message, PruningWarning, stacklevel=4)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where pruning stands, as plain data and tensors; of its own examples, where ranks see different ones."""
+        """Return where pruning stands, as plain data and tensors; each rank has its own scores."""
         return {
             "history": copy.deepcopy(self.history),
             "refused": sorted(self.refused),
@@ -284,8 +284,8 @@ class Pruner:
         kept, now = restricted.kept_units(), self.groups.kept_units()
         if absent := [name for name in now if not set(kept[name].tolist()) <= set(now[name].tolist())]:
             raise PlanError(f"The network has lost channels that the state has: groups {', '.join(absent[:8])}.")
-        plan = self.groups.plan({name: np.flatnonzero(~np.isin(now[name], kept[name])).tolist() for name in now})
-        cut_tensors_(self.model, plan, self.optimizers, self.settings.optimizer_state)
+        lost = {name: np.flatnonzero(~np.isin(now[name], kept[name])).tolist() for name in now}
+        cut_tensors_(self.model, self.groups.plan(lost), self.optimizers, self.settings.optimizer_state)
         self.groups = restricted
         self.load_progress(state)
 
@@ -293,9 +293,8 @@ class Pruner:
         """Take up history and scores of a checkpoint, for a network that has the checkpoint's shapes already."""
         self.history = copy.deepcopy(state["history"])
         self.refused = set(state["refused"])
-        self._updates = state["updates"]
-        self.original = OriginalNetwork.from_state_dict(state["original"])
-        before, now = state.get("criterion", self.settings.criterion), self.settings.criterion
+        self._updates, self.original = state["updates"], OriginalNetwork.from_state_dict(state["original"])
+        before = state.get("criterion", now := self.settings.criterion)
         self.restart_criterion(state["scores"] if before == now else None)
         if before != now:
             self._warn(f"The scores so far are dropped: they are of `{before}`, and now `{now}` judges.")
