@@ -12,14 +12,10 @@ SINGLE_DEVICE = "SingleDeviceStrategy"
 
 DDP = "DDPStrategy"
 
-SHARDED = {
-    "DeepSpeedStrategy": "DDPStrategy",
-    "FSDPStrategy": "ParallelStrategy",
-    "ModelParallelStrategy": "ParallelStrategy",
-    "XLAStrategy": "DDPStrategy",
-    "SingleDeviceXLAStrategy": "SingleDeviceStrategy",
-}
-"""Strategies that are refused with all their subclasses, and what they are derived from."""
+SHARDED = frozenset(
+    {"DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}
+)
+"""Strategies that are refused with all their subclasses, some of which are subclasses of those that are accepted."""
 
 
 def check_strategy(strategy: Any) -> None:
@@ -33,7 +29,7 @@ def check_strategy(strategy: Any) -> None:
         PruningError: The strategy is not supported.
     """
     names = _names(strategy)
-    if not names & {SINGLE_DEVICE, DDP} or names & SHARDED.keys():
+    if not names & {SINGLE_DEVICE, DDP} or names & SHARDED:
         raise PruningError(
             f"Expected the strategy for one device or `ddp`, but got {type(strategy).__name__}, which holds parameters "
             "in ways that do not follow a change of their shapes. Train with `devices=1` or `strategy='ddp'`."

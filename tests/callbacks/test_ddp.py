@@ -141,23 +141,22 @@ def test_number_of_ranks_does_not_change_the_choice(scenario: str, ranks: list[d
 
 
 def resumed_within_an_interval(where: str) -> dict[str, Any]:
-    """Train for 8 steps with a prune every 4 of them: at once, and with a checkpoint at step 6."""
+    """Train for 2 epochs of 8 steps with a prune every 6 steps: at once, and with a checkpoint between the epochs."""
 
-    def run(steps: int, resume: str | None, save: str | None = None) -> dict[str, Any]:
+    def run(epochs: int, resume: str | None, save: str | None = None) -> dict[str, Any]:
         module = Classifier(smooth_network().double())
-        callback = TaylorPruningCallback(every_n_steps=4, filters_per_prune=2, criterion="taylor_examples")
-        fitting = trainer(
-            callback, strategy=DDPStrategy(process_group_backend="gloo"), devices=2, max_steps=steps, max_epochs=4
-        )
+        callback = TaylorPruningCallback(every_n_steps=6, filters_per_prune=2, criterion="taylor_examples")
+        strategy = DDPStrategy(process_group_backend="gloo")
+        fitting = trainer(callback, strategy=strategy, devices=2, max_epochs=epochs)
         fitting.fit(module, loader(64, 4), ckpt_path=resume)
         if save is not None:
             fitting.save_checkpoint(save)
         return {"history": callback.history, "parameters": [p.detach() for p in module.parameters()], "state": []}
 
     path = f"{where}/within.ckpt"
-    whole = run(8, None)
-    run(6, None, path)
-    return {"whole": whole, "resumed": run(8, path)}
+    whole = run(2, None)
+    run(1, None, path)
+    return {"whole": whole, "resumed": run(2, path)}
 
 
 def test_a_checkpoint_within_an_interval_keeps_what_every_rank_saw(tmp_path: Path) -> None:
