@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from lightning_taylor_prune import PlanError, load_pruned
@@ -23,11 +24,16 @@ MADE_BY = {ORIGINAL: "train", PRUNED: "prune", RETRAINED: "retrain", PRUNING: "p
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Have ``write`` make a file beside ``path``, and put it there once it is complete."""
+    """Have ``write`` make a file beside ``path``, and put it there once it is complete and on the disk.
+
+    Nothing goes through the folder for temporary files: from another file system a file cannot be moved in one step.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
         write(part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -36,6 +42,16 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write plain data as JSON, whole or not at all."""
     write_whole(path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n", "utf-8"))
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a Trainer's checkpoints whole or not at all, also where the folder for temporary files lies elsewhere."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint; a failure keeps the one before."""
+        if storage_options is not None:
+            raise TypeError(f"{type(self).__name__} takes no `storage_options`, but got {storage_options!r}.")
+        write_whole(Path(path), lambda part: torch.save(checkpoint, part))
 
 
 def digest(network: nn.Module) -> str:

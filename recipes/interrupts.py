@@ -10,8 +10,10 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from recipes.errors import RecipeError
+from recipes.folder import WholeCheckpoints
 
 RANKS_AGREE_EVERY = 10  # steps; under DDP all ranks must stop at the same one, and asking costs a message
 
@@ -50,6 +52,12 @@ class Resumable(ModelCheckpoint):
         self.path = path
         self.asked: int | None = None
         self._handlers: dict[int, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Have checkpoints written whole or not at all, unless the Trainer has a way of its own."""
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals, Lightning's own answer to SIGTERM included."""

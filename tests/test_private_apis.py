@@ -33,6 +33,7 @@ from torch import nn
 from torch._subclasses import fake_tensor
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrizations
 from torch.utils import _pytree
 
 import lightning_taylor_prune
@@ -315,6 +316,20 @@ def norm_base_is_what_counts_num_features() -> None:
 def conv_nd_is_the_base_of_all_convolutions() -> None:
     found = [(m.transposed, m.kernel_size, m.out_channels) for m in (nn.Conv1d(2, 3, 5), nn.ConvTranspose2d(2, 4, 3))]
     assert isinstance(nn.Conv1d(2, 3, 5), _ConvNd) and found == [(False, (5,), 3), (True, (3, 3), 4)]
+
+
+@relies_on("torch.nn.utils.parametrizations._WeightNorm")
+def weight_norm_keeps_gain_and_direction_and_has_a_class_of_its_own() -> None:
+    holder = parametrizations.weight_norm(nn.Linear(3, 2), dim=1).parametrizations.weight
+    assert isinstance(holder[0], parametrizations._WeightNorm) and holder.original0.shape == (1, 3)
+
+
+@relies_on("_version")
+def a_tensor_counts_its_changes_and_those_of_its_aliases() -> None:
+    x = torch.zeros(2)
+    alias, before = x.detach(), x._version
+    x.add_(1)
+    assert alias._version == before + 1
 
 
 @relies_on("torch.nn.modules.conv._ConvTransposeNd")

@@ -10,7 +10,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_taylor_prune.callbacks.calls_of_ranks import answered_by_first_rank, submodules_of_first_rank
+from lightning_taylor_prune.callbacks.calls_of_ranks import (
+    answered_by_first_rank,
+    calls_of_all_ranks,
+    submodules_of_first_rank,
+)
 from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.groups.find import groups_of_network, groups_with_calls
 from lightning_taylor_prune.groups.groups import ChannelGroups
@@ -41,6 +45,7 @@ class FirstBatchRecorder:
         self._step: Call | None = None
         self._by_step = False
         self._analyses = 0
+        self._forget_news()
 
     def begin(self, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Record from now on, if that is not so already, and note what the training step is called with."""
@@ -52,13 +57,12 @@ class FirstBatchRecorder:
 
     def end_forward(self) -> None:
         """Note that the loss is computed: what follows uses parameters in its own ways."""
-        if self._recorder is not None:
-            self._recorder.stop_noting_outside()
-
-    def end_batch(self) -> None:
-        """Keep nothing of a batch that is over."""
-        self.end_forward()
-        self._step = None
+        if self._recorder is None:
+            return
+        self._recorder.stop_noting_outside()
+        if self._step is not None and self._recorder.news and self._news_so_far != len(self._recorder.news):
+            self._news_so_far = len(self._recorder.news)
+            self._new_steps.append(self._step)
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -66,13 +70,32 @@ class FirstBatchRecorder:
             self._recorder.close()
         self._recorder = self._step = None
         self._by_step, self._analyses = False, 0
+        self._forget_news()
+
+    def _forget_news(self) -> None:
+        self._new_steps: list[Call] = []
+        self._news_so_far = 0
+
+    def news_of_this_rank(self, ranks: Ranks | None) -> list[Call]:
+        """Return calls of kinds that no batch before had, or that ran other modules, if this rank is alone.
+
+        Ranks may see other paths at other times: they look at them together, see :meth:`news_of_all_ranks`.
+        """
+        return self._news if ranks is not None and ranks.count == 1 else []
+
+    def news_of_all_ranks(self, pl_module: LightningModule, ranks: Ranks | None) -> list[Call]:
+        """Return the new calls of all ranks together, before the first prune.
+
+        Raises:
+            PruningError: A rank has calls that cannot be sent to the others.
+        """
+        return calls_of_all_ranks(self._news, pl_module, ranks) if ranks is not None else []
 
     @property
-    def news(self) -> list[Call]:
-        """Calls since the last analysis that are of another kind than all before, or ran other modules."""
+    def _news(self) -> list[Call]:
         if self._recorder is None or not self._recorder.news or self._analyses >= _MOST_ANALYSES:
             return []
-        return [self._step] if self._by_step and self._step is not None else self._recorder.news
+        return self._new_steps if self._by_step else self._recorder.news
 
     def analyse(
         self,
@@ -125,6 +148,7 @@ class FirstBatchRecorder:
 
     def _settle(self, recorder: CallRecorder) -> None:
         self._analyses += 1
+        self._forget_news()
         recorder.settle()
 
     def _find_groups(

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_taylor_prune.callbacks.calls_of_ranks import calls_of_all_ranks
+from lightning_taylor_prune.callbacks.arguments import has_other, refuse_overlap, structure_of
 from lightning_taylor_prune.callbacks.copies import FollowingCopies, check_copies
 from lightning_taylor_prune.callbacks.first_batch import FirstBatchRecorder, calls_of_checkpoint
 from lightning_taylor_prune.callbacks.metrics import log_prune
@@ -24,12 +24,13 @@ from lightning_taylor_prune.callbacks.trainer_compat import (
     warnings_of_first_rank,
     window_correction,
 )
-from lightning_taylor_prune.callbacks.unprunable import OnUnprunable, analysis_and_reason, reason_to_stop
+from lightning_taylor_prune.callbacks.unprunable import OnUnprunable, analysis_and_reason
 from lightning_taylor_prune.pruning.constraints import Constraints, check_bool, check_choice, check_int, check_number
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
 from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.pruning.settings import Settings
+from lightning_taylor_prune.pruning.transaction import Assignment
 from lightning_taylor_prune.report import filters_table
 from lightning_taylor_prune.tracing.call import Call
 
@@ -120,8 +121,7 @@ class TaylorPruningCallback(ResumablePruning):
             check_number("rank_timeout", rank_timeout, at_least=0)
         self.every_n_steps, self.start_step = every_n_steps, start_step
         self.filters_per_prune, self.max_prunes = filters_per_prune, max_prunes
-        self.target = target
-        self.validate_after_prune = validate_after_prune
+        self.target, self.validate_after_prune = target, validate_after_prune
         self.on_unprunable, self.rank_timeout = on_unprunable, rank_timeout
         self.settings = settings
 
@@ -134,7 +134,7 @@ class TaylorPruningCallback(ResumablePruning):
     @property
     def state_key(self) -> str:
         """Two callbacks on two targets keep their states apart in a checkpoint."""
-        return self._generate_state_key(target=self.target, criterion=self.settings.criterion)
+        return self._generate_state_key(target=self.target)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work before any data is read."""
@@ -142,6 +142,7 @@ class TaylorPruningCallback(ResumablePruning):
             with as_misconfiguration():
                 check_strategy(trainer.strategy)
                 check_target(pl_module, self.target)
+            refuse_overlap(self, trainer, pl_module)
             self._ranks = Ranks(self.state_key, self.rank_timeout)
             if self._module is not pl_module:
                 self._forget()
@@ -155,11 +156,16 @@ class TaylorPruningCallback(ResumablePruning):
         if not self._resumed:
             self._intervals = self._intervals_at(trainer.global_step)
             if self.pruner is not None and self.stop_reason is None:  # a second `fit`
-                self.pruner.reopen()
-        elif self.pruner is None and (calls := calls_of_checkpoint(self._resumed, pl_module)) is not None:
+                self._reopen(pl_module)
+            return
+        if has_other(self._resumed, self, "schedule") or has_other(self._resumed, self, "limits"):
+            self._intervals = self._intervals_at(trainer.global_step)
+        if self.pruner is None and (calls := calls_of_checkpoint(self._resumed, pl_module)) is not None:
             self._begin(pl_module, calls)
-            if self.stop_reason is not None:
-                self._close()
+        if self.stop_reason is not None:
+            self._close()
+        else:
+            self._stop_after_last()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Record how the first batch calls the network."""
@@ -199,7 +205,7 @@ class TaylorPruningCallback(ResumablePruning):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Prune if an interval of optimizer steps is complete."""
-        self._first_batch.end_batch()
+        self._first_batch.end_forward()
         step = trainer.global_step
         if self.stop_reason is not None or step == self._seen_step:
             return  # the same step again: inside an accumulation window
@@ -207,8 +213,7 @@ class TaylorPruningCallback(ResumablePruning):
         if self.pruner is None and pl_module.automatic_optimization:
             return  # no backward pass yet: the training step returned None
         self._begin_if_new(pl_module)
-        if self.stop_reason is None and (intervals := self._intervals_at(step)) > self._intervals:
-            self._intervals = intervals
+        if self.stop_reason is None and self._intervals_at(step) > self._intervals:
             self._prune(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -219,26 +224,19 @@ class TaylorPruningCallback(ResumablePruning):
         """Print what has become of every layer."""
         self._validation.withdraw(trainer)
         self._close()
+        self._structure = structure_of(pl_module)
         if self.pruner is not None and self.history:
             rank_zero_info(filters_table(self.filters_before, self.filters_after, self.history[-1]["params"]))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""
         self._close()
+        self._structure = structure_of(pl_module)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs to go on."""
-        fresh = {"_module": None, "_ranks": None, "_validation": ValidationRequest()}
+        fresh = {"_module": None, "_ranks": None}
         return {**super().__getstate__(), **fresh, "_first_batch": FirstBatchRecorder(self.target)}
-
-    def _intervals_at(self, step: int) -> int:
-        return max(step - self.start_step, 0) // self.every_n_steps
-
-    def _forget(self) -> None:
-        """Begin anew, with another module."""
-        self._close()
-        self.pruner, self.stop_reason, self.filters_before = None, None, {}
-        self._resumed, self._intervals = {}, 0
 
     def _close(self) -> None:
         """Remove all hooks from the network."""
@@ -246,12 +244,8 @@ class TaylorPruningCallback(ResumablePruning):
         super()._close()
 
     def _begin_if_new(self, pl_module: LightningModule) -> None:
-        """Analyse the network at the first batch, and at one that calls it in other ways before the first prune.
-
-        Ranks may see other paths at other times: they look at what all have seen at the first prune.
-        """
-        alone = self._ranks is not None and self._ranks.count == 1
-        news = self._first_batch.news if alone and not self.history else []
+        """Analyse the network at the first batch, and at one that calls it in other ways before the first prune."""
+        news = [] if self.history else self._first_batch.news_of_this_rank(self._ranks)
         if self.pruner is None or news:
             self._begin(pl_module, news or None)
 
@@ -284,29 +278,23 @@ class TaylorPruningCallback(ResumablePruning):
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune and log it; or say why not."""
+        if not self.history and (news := self._first_batch.news_of_all_ranks(pl_module, self._ranks)):
+            return self._begin(pl_module, news)
+        self._first_batch.close()
         assert self.pruner is not None
-        if not self.history and self._ranks is not None:
-            if news := calls_of_all_ranks(self._first_batch.news, pl_module, self._ranks):
-                return self._begin(pl_module, news)
-            self._first_batch.close()
         self.pruner.optimizers = trainer.optimizers
+        intervals = Assignment(self, "_intervals", self._intervals_at(trainer.global_step))
         with analysing(pl_module):
             outcome = self.pruner.prune(
                 self.filters_per_prune,
                 step=trainer.global_step,
                 copies=self._copies.find(trainer, pl_module),
                 holders=trainer.callbacks,  # type: ignore[attr-defined]
-                further_steps=[Rewrap(trainer.strategy, pl_module)],
+                further_steps=[Rewrap(trainer.strategy, pl_module, self.pruner.ranks), intervals],
             )
+        intervals.commit()  # also where nothing was cut
         if outcome:
             log_prune(trainer, pl_module, self.history[-1], self.filters_after, self.max_prunes)
             if self.validate_after_prune:
                 self._validation.make(trainer)
-        done = outcome and self.max_prunes is not None and len(self.history) >= self.max_prunes
-        if reason := reason_to_stop(outcome, self.settings.constraints, self.max_prunes if done else None):
-            self._stop(reason, warn=outcome.reason == "nothing_left")
-
-    def _stop(self, reason: str, warn: bool = False) -> None:
-        self.stop_reason = reason
-        (rank_zero_warn if warn else rank_zero_info)(f"Pruning ends after {len(self.history)} prunes: {reason}.")
-        self._close()
+        self._stop_after(outcome)

@@ -7,17 +7,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_taylor_prune.callbacks.arguments import (
+    Structure,
+    arguments_of,
+    resume_with_other_arguments,
+    state_of_renamed,
+    structure_of,
+)
 from lightning_taylor_prune.callbacks.copies import copies_of_module
 from lightning_taylor_prune.callbacks.metrics import log_rows, validation_metrics
 from lightning_taylor_prune.callbacks.trainer_compat import check_launcher, own_attributes
+from lightning_taylor_prune.callbacks.unprunable import reason_to_stop
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.pruning.checkpoint import KEY, attributes_inside, set_attributes_of
 from lightning_taylor_prune.pruning.loading import is_loadable, make_loadable
+from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.pruning.pruner import Pruner
+from lightning_taylor_prune.pruning.rank_scores import scores_of_all_ranks
 from lightning_taylor_prune.pruning.record import record_of
+from lightning_taylor_prune.pruning.settings import Settings
 
 
 class ResumablePruning(Callback):
@@ -29,6 +41,12 @@ class ResumablePruning(Callback):
         stop_reason: Why pruning ended, or ``None`` while it goes on.
     """
 
+    target: str | None
+    settings: Settings
+    every_n_steps: int
+    start_step: int
+    max_prunes: int | None
+
     def __init__(self) -> None:
         super().__init__()
         self.pruner: Pruner | None = None
@@ -38,6 +56,7 @@ class ResumablePruning(Callback):
         self._filters_after: dict[str, int] = {}
         self._resumed: dict[str, Any] = {}
         self._intervals = 0
+        self._structure: Structure | None = None
 
     @property
     def groups(self) -> ChannelGroups | None:
@@ -82,31 +101,38 @@ class ResumablePruning(Callback):
         log_rows(trainer, {**row, "prune/count": self.history[-1]["count"]})
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep what the shapes of weights do not tell, for loading without this callback."""
+        """Keep what the shapes of weights do not tell, for loading without this callback; and what all ranks saw."""
         checkpoint[KEY] = record_of(pl_module)
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if self.pruner is not None and state is not None:
+            state["scores"] = scores_of_all_ranks(self.pruner.criterion, self.pruner.ranks, trainer.interrupted)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Set the attributes that the weights' shapes left open."""
+        """Set the attributes that the weights' shapes left open; find the callback's state also by another name."""
         attributes = checkpoint.get(KEY, {}).get("attributes", {})
         set_attributes_of(pl_module, attributes)
         copies = copies_of_module(trainer, pl_module, sizes=False)  # the module has the checkpoint's sizes by now
         self._make_loadable([copy_.holder for copy_ in copies])
         for copy_ in copies:
             set_attributes_of(copy_.holder, attributes_inside(attributes, copy_.prefix))
+        if (state := state_of_renamed(self, trainer, checkpoint)) is not None:
+            self.load_state_dict(dict(state))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where pruning stands, as plain data and tensors."""
+        """Return where pruning stands, and the arguments that have brought it there, as plain data and tensors."""
         if self.pruner is None:
             return dict(self._resumed)
-        return {**self.pruner.state_dict(), "intervals": self._intervals, "stop_reason": self.stop_reason}
+        own = {"intervals": self._intervals, "stop_reason": self.stop_reason, "arguments": arguments_of(self)}
+        return {**self.pruner.state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint left off; the groups follow with the first batch."""
+        """Go on where a checkpoint left off, with the arguments as they are now; groups follow with the first batch."""
         if not state_dict:
             return
         self._close()
         self.pruner, self._resumed = None, dict(state_dict)
         self._intervals, self.stop_reason = state_dict["intervals"], state_dict["stop_reason"]
+        resume_with_other_arguments(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs to go on, as plain data: copies and pickles hold neither the network nor traces."""
@@ -116,11 +142,45 @@ class ResumablePruning(Callback):
             "_resumed": copy.deepcopy(self.state_dict()),
             "_filters_after": dict(self.filters_after),
             "_load_hooks": [],
+            "_structure": None,
         }
 
     def _make_loadable(self, networks: Sequence[nn.Module]) -> None:
         """Let networks take a checkpoint's shapes until `teardown`."""
         self._load_hooks += [make_loadable(network) for network in networks if not is_loadable(network)]
+
+    def _forget(self) -> None:
+        """Begin anew, with another module."""
+        self._close()
+        self.pruner, self.stop_reason, self.filters_before = None, None, {}
+        self._resumed, self._intervals = {}, 0
+
+    def _reopen(self, pl_module: LightningModule) -> None:
+        """Go on with the same network; analyse it anew if it was changed meanwhile."""
+        assert self.pruner is not None
+        if self._structure in (None, structure_of(pl_module)):
+            self.pruner.reopen()
+        else:
+            rank_zero_warn("The network was changed since the last `fit`, and is analysed and pruned as a new one.")
+            self._forget()
+
+    def _intervals_at(self, step: int) -> int:
+        return max(step - self.start_step, 0) // self.every_n_steps
+
+    def _stop_after(self, outcome: PruneOutcome) -> None:
+        """End pruning where a target is reached, nothing is left to prune, or all prunes are done."""
+        done = outcome and self.max_prunes is not None and len(self.history) >= self.max_prunes
+        if reason := reason_to_stop(outcome, self.settings.constraints, self.max_prunes if done else None):
+            self._stop(reason, warn=outcome.reason == "nothing_left")
+
+    def _stop_after_last(self) -> None:
+        if self.max_prunes is not None and len(self.history) >= self.max_prunes:
+            self._stop(f"all {self.max_prunes} prunes are done")
+
+    def _stop(self, reason: str, warn: bool = False) -> None:
+        self.stop_reason = reason
+        (rank_zero_warn if warn else rank_zero_info)(f"Pruning ends after {len(self.history)} prunes: {reason}.")
+        self._close()
 
     def _close(self) -> None:
         """Remove all hooks from the network."""

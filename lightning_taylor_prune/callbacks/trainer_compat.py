@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,26 +16,25 @@ from torch import nn
 from lightning_taylor_prune.errors import ArgumentError, PruningError, PruningWarning
 from lightning_taylor_prune.tracing.progress import reporting
 
+_SCHEDULES: WeakKeyDictionary[Trainer, tuple[Any, Any]] = WeakKeyDictionary()
+"""Trainers' own validation schedules while a request is made; two callbacks may make one for the same batch."""
+
 
 class ValidationRequest:
     """Asks the Trainer to validate at the end of this batch, in its own regular place and order."""
-
-    def __init__(self) -> None:
-        self._saved: tuple[Any, Any] | None = None
 
     def make(self, trainer: Trainer) -> None:
         """Make this the batch at which the Trainer validates, if it can validate at all."""
         if not trainer.enable_validation:
             return
-        self._saved = trainer.val_check_batch, trainer.check_val_every_n_epoch
+        _SCHEDULES.setdefault(trainer, (trainer.val_check_batch, trainer.check_val_every_n_epoch))
         trainer.check_val_every_n_epoch = None
         trainer.val_check_batch = trainer.fit_loop.epoch_loop.total_batch_idx + 1
 
     def withdraw(self, trainer: Trainer) -> None:
         """Restore the Trainer's schedule."""
-        if self._saved is not None:
-            trainer.val_check_batch, trainer.check_val_every_n_epoch = self._saved
-            self._saved = None
+        if (schedule := _SCHEDULES.pop(trainer, None)) is not None:
+            trainer.val_check_batch, trainer.check_val_every_n_epoch = schedule
 
 
 @contextlib.contextmanager

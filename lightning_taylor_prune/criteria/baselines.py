@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_taylor_prune.criteria.criterion import Criterion, register_criterion
-from lightning_taylor_prune.criteria.terms import parameter_slices, sum_dtype, units_of_slices
+from lightning_taylor_prune.criteria.terms import parameter_slices, units_of_slices
 
 
 @register_criterion("magnitude")
@@ -36,7 +36,7 @@ class Magnitude(Criterion):
         terms = parameter_slices(self.model, self.groups, "writer")
         sums = torch.zeros(self.num_units + 1, dtype=torch.float64)
         for term in terms:
-            squares = term.parameter.to(sum_dtype(term.parameter)).square()
+            squares = term.weight().abs().square()
             sums.index_add_(0, term.units.cpu(), term.per_position(squares).cpu().double())
         return sums[: self.num_units].sqrt().masked_fill(~units_of_slices(terms, self.num_units), torch.nan)
 

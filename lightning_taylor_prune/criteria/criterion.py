@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_taylor_prune.criteria.inputs import InputSums
 from lightning_taylor_prune.criteria.terms import (
     ParameterSlice,
     completed_by,
-    has_gradient,
     parameter_slices,
     units_of_slices,
 )
@@ -72,6 +72,8 @@ class Criterion(ABC):
     needs_gradients = True
     sees_backward = False
     """Whether hooks take in gradients during the backward pass, where fp16 scales them."""
+    differs_by_rank = False
+    """Whether each rank of a job sums over examples of its own."""
     normalize_default = "none"
 
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
@@ -92,7 +94,7 @@ class Criterion(ABC):
 
     def is_live(self, term: ParameterSlice) -> bool:
         """Whether the minibatch says something about a term."""
-        return has_gradient(term.parameter)
+        return term.has_gradient
 
     @abstractmethod
     def minibatch(self, scale: float | Tensor) -> Tensor:
@@ -113,9 +115,7 @@ class Criterion(ABC):
             parameters: Identities of the parameters whose gradients are of this minibatch; by default all.
         """
         self.live = [
-            term
-            for term in self.terms()
-            if self.is_live(term) and (parameters is None or id(term.parameter) in parameters)
+            term for term in self.terms() if self.is_live(term) and (parameters is None or _is_of(term, parameters))
         ]
         if self.terms() and not self.live:
             return
@@ -197,20 +197,53 @@ class Criterion(ABC):
         """Release the network: criteria that have hooks on it remove them."""
 
 
+def _is_of(term: ParameterSlice, parameters: Collection[int]) -> bool:
+    """Whether a term belongs to an optimizer; a frozen weight belongs to every one."""
+    return id(term.parameter) in parameters or not term.parameter.requires_grad
+
+
 _STATE = ("total", "finite_steps", "counts")
 
 
 class ReaderCriterion(Criterion):
     """Base of criteria that look at the weights which read a unit.
 
-    A unit that no weight reads (its channels are averaged, say) is judged by the weights that write it.
+    A unit that no weight reads (its channels are averaged, say) is judged by the weights that write it. Where a reading
+    weight is frozen, the activation that it reads and the gradient of that say the same.
+
+    Attributes:
+        inputs: Sums over what layers with frozen weights read.
     """
 
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
         super().__init__(model, groups)
         readers, writers = parameter_slices(model, groups, "reader"), parameter_slices(model, groups, "writer")
-        self._terms = completed_by(readers, writers, self.num_units)
+        self._terms = completed_by(self._preferred(readers), writers, self.num_units)
+        reading = {(term.name, term.dim) for term in readers}
+        self.inputs = InputSums(model, [t for t in self._terms if (t.name, t.dim) in reading], self.num_units)
+
+    def _preferred(self, readers: Sequence[ParameterSlice]) -> Sequence[ParameterSlice]:
+        """Return the terms that units are judged by, as far as they have any."""
+        return readers
 
     def terms(self) -> Sequence[ParameterSlice]:
         """Return the reading weights."""
         return self._terms
+
+    def is_live(self, term: ParameterSlice) -> bool:
+        """Whether a term has a gradient, or what it reads."""
+        return self.inputs.has(term) or super().is_live(term)
+
+    def update(self, scale: float | Tensor = 1.0, parameters: Collection[int] | None = None) -> None:
+        """Take in the backward passes since the last call."""
+        self.inputs.agree()
+        super().update(scale, parameters)
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget the backward passes since the last update."""
+        self.inputs.discard()
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        self.inputs.close()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from lightning_taylor_prune.criteria.criterion import ReaderCriterion, register_criterion
-from lightning_taylor_prune.criteria.terms import ParameterSlice, parameter_slices, signed_sums, sum_dtype
+from lightning_taylor_prune.criteria.inputs import ReaderInputs, layers_reading
+from lightning_taylor_prune.criteria.terms import ParameterSlice, parameter_slices, real_product
 from lightning_taylor_prune.groups.groups import ChannelGroups
-from lightning_taylor_prune.tracing.own_hook import OwnHook
 
 
 class ExampleCriterion(ReaderCriterion):
@@ -22,7 +21,7 @@ class ExampleCriterion(ReaderCriterion):
     Under data parallelism every rank sees its own examples; :meth:`compute` adds them up and must be called on all.
     """
 
-    sees_backward = True
+    sees_backward = differs_by_rank = True
     fold: Callable[[Tensor], Tensor]
 
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
@@ -30,10 +29,9 @@ class ExampleCriterion(ReaderCriterion):
         readers = parameter_slices(model, groups, "reader")
         self._examples = PerExampleSums(model, readers, self.num_units, type(self).fold)
 
-    def update(self, scale: float | Tensor = 1.0, parameters: Collection[int] | None = None) -> None:
-        """Take in the backward passes since the last call."""
-        super().update(scale, parameters)
-        self._examples.discard()
+    def _found(self, sums: Tensor | None) -> Tensor:
+        """Return sums over examples; zeros where no weight reads or writes a unit, so that none was watched."""
+        return torch.zeros(self.num_units) if sums is None else sums
 
     def over_ranks(self, total: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Add up what all ranks saw, each of its own examples; all must call."""
@@ -43,12 +41,20 @@ class ExampleCriterion(ReaderCriterion):
         dist.all_reduce(both)
         return both[0], both[1]
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from sums so far; if they are of all ranks, the first rank has them and the others begin at zero."""
+        super().load_state_dict(state)
+        if state.get("of_all_ranks") and dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
+            self.total, self.counts = (None if s is None else torch.zeros_like(s) for s in (self.total, self.counts))
+
     def discard(self) -> None:
         """Forget the backward passes since the last update."""
+        super().discard()
         self._examples.discard()
 
     def close(self) -> None:
         """Remove the hooks."""
+        super().close()
         self._examples.close()
 
 
@@ -65,19 +71,22 @@ class TaylorExamples(ExampleCriterion):
 
     Units that something else than a convolution or linear layer reads (a weight used by a function, attention) are
     summed over the minibatch as :class:`Taylor` does, on the same scale, and so are all units in a minibatch whose
-    forward pass came before this criterion.
+    forward pass came before this criterion. A frozen weight takes part if what it reads gets a gradient.
     """
 
     fold = staticmethod(torch.square)
+
+    def is_live(self, term: ParameterSlice) -> bool:
+        """Whether the activation that a term reads got a gradient, or the term itself."""
+        return (term.name, term.dim) in self._examples.seen or super().is_live(term)
 
     def minibatch(self, scale: float | Tensor) -> Tensor:
         """Return the mean squares over the examples of this minibatch."""
         sums, count = self._examples.folded()
         unseen = [term for term in self.live if (term.name, term.dim) not in self._examples.seen]
         if not unseen:
-            assert sums is not None
-            return sums * (count * scale**2)
-        whole = signed_sums(self.live, self.num_units).square()
+            return self._found(sums) * (count * scale**2)
+        whole = self.inputs.signed_sums(self.live).square()
         if sums is not None:
             whole = torch.where(self._mask(unseen, whole.device), whole, sums)
         return whole * (max(count, 1) * scale**2)
@@ -107,8 +116,7 @@ class TaylorActivation(ExampleCriterion):
     def minibatch(self, scale: float | Tensor) -> Tensor:
         """Return the sum over examples, since the gradient of a mean loss carries one over their number."""
         sums, _ = self._examples.folded()
-        assert sums is not None
-        return sums * scale
+        return self._found(sums) * scale
 
 
 MAX_EXAMPLES = 64
@@ -118,8 +126,8 @@ MAX_EXAMPLES = 64
 class PerExampleSums:
     """Watches what layers read, and sums activation times gradient for every example and unit.
 
-    Forward hooks on convolutions and linear layers see the activations, which autograd holds anyway; each layer reads a
-    view of its own, so that what flows back into it is that layer's share.
+    Forward hooks on convolutions and linear layers see the activations, which autograd holds anyway unless the layer is
+    frozen: see :class:`~lightning_taylor_prune.criteria.inputs.ReaderInputs`.
 
     Args:
         model: The network.
@@ -141,19 +149,7 @@ class PerExampleSums:
         self._sums: dict[int, Tensor] = {}
         self._folded: Tensor | None = None
         self._most = self._count = 0
-        layers: dict[int, dict[nn.Module, None]] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            layers.setdefault(id(parameter), {})[model.get_submodule(_layer(name))] = None
-        # A parametrized layer may read with several parameters, and has one input.
-        terms: dict[tuple[nn.Module, ...], list[ParameterSlice]] = {}
-        for term in readers:
-            terms.setdefault((*layers[id(term.parameter)],), []).append(term)
-        self._handles = [
-            module.register_forward_pre_hook(OwnHook(self._watcher(several, axis)))
-            for modules, several in terms.items()
-            for module in modules
-            if (axis := _channel_axis(module, several[0])) is not None
-        ]
+        self._inputs = ReaderInputs(layers_reading(model, readers), self._take)
 
     def folded(self) -> tuple[Tensor | None, int]:
         """Return the sums over examples, shape ``[num_units]``, and the number of examples."""
@@ -168,21 +164,7 @@ class PerExampleSums:
 
     def close(self) -> None:
         """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
-
-    def _watcher(self, terms: Sequence[ParameterSlice], axis: int) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
-            x = args[0] if args else None
-            if type(x) is not Tensor or not x.requires_grad or not torch.is_grad_enabled():
-                return None  # the network's input, an evaluation, or the fake tensors of a dry run
-            if x.shape[axis] != len(terms[0].units):
-                return None
-            own = x.view_as(x)
-            own.register_hook(lambda gradient: self._take(terms, x.detach(), gradient, axis % x.dim()))
-            return (own, *args[1:])
-
-        return hook
+        self._inputs.close()
 
     def _take(self, terms: Sequence[ParameterSlice], activation: Tensor, gradient: Tensor, axis: int) -> None:
         """Add one layer's activation times gradient to its units."""
@@ -193,8 +175,7 @@ class PerExampleSums:
             activation, gradient, axis = activation.unsqueeze(0), gradient.unsqueeze(0), 1
         self._most = max(self._most, len(activation))
         step = max(len(activation) // MAX_EXAMPLES, 1)
-        dtype = sum_dtype(activation)
-        products = activation[::step].to(dtype) * gradient[::step].to(dtype)
+        products = real_product(activation[::step], gradient[::step])
         space = [d for d in range(1, products.dim()) if d != axis]
         self._add(len(activation), terms[0].units, products.sum(space) if space else products)
         self.seen.update((term.name, term.dim) for term in terms)
@@ -214,17 +195,3 @@ class PerExampleSums:
         self._sums.clear()
         self._count += self._most
         self._most = 0
-
-
-def _layer(name: str) -> str:
-    """Return the module that a parameter belongs to, parametrized or not."""
-    return name.rpartition(".")[0].partition("parametrizations.")[0].rstrip(".")
-
-
-def _channel_axis(module: nn.Module, term: ParameterSlice) -> int | None:
-    """Return the axis of the module's input that a term reads, or ``None`` where that is not known."""
-    if isinstance(module, nn.Linear):
-        return -1 if term.dim == 1 else None
-    if isinstance(module, _ConvNd):
-        return -1 - len(module.kernel_size) if term.dim == (0 if module.transposed else 1) else None
-    return None

@@ -17,7 +17,6 @@ from lightning_taylor_prune.criteria.terms import (
     ParameterSlice,
     completed_by,
     parameter_slices,
-    signed_sums,
     squared_sums,
 )
 from lightning_taylor_prune.groups.groups import ChannelGroups
@@ -37,13 +36,18 @@ class Taylor(ReaderCriterion):
     minibatch says little. All scores are squared changes of the loss, so that groups are compared as they are, without
     normalisation. Under data parallelism gradients, and so scores, are those of all ranks.
 
+    Of a complex weight, :math:`w \cdot \partial L / \partial w` is the derivative by a real gate on it; of a weight
+    that is computed from others (weight or spectral normalisation), it is that of the computed one. Where a reading
+    weight is frozen, hooks sum activation times gradient over what it reads, which is the same, as long as gradients
+    flow back through it.
+
     Where BatchNorm follows the reader, its statistics follow the unit, so that the sum over a whole minibatch feels the
     unit less than the sum over any part of it does: :class:`TaylorExamples` ranks better, and needs hooks.
     """
 
     def minibatch(self, scale: float | Tensor) -> Tensor:
         """Return the squared sums of this minibatch."""
-        return (signed_sums(self.live, self.num_units) * scale).square()
+        return (self.inputs.signed_sums(self.live) * scale).square()
 
 
 @register_criterion("taylor_gate")
@@ -54,17 +58,23 @@ class TaylorGate(Taylor):
 
     with :math:`N(u)` the affine parameters of the normalisations that unit :math:`u` passes, and :math:`g` their
     gradients. It is exactly the sum over batch and space of activation times gradient at the output of the
-    normalisation. Units without a normalisation of their own use the weights that read them.
+    normalisation. Units without a normalisation of their own, or with a frozen one, use the weights that read them.
     """
 
-    def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
-        super().__init__(model, groups)
-        gates = [term for term in parameter_slices(model, groups, "affine") if _is_normalisation(model, term.name)]
-        self._terms = completed_by(gates, self._terms, self.num_units)
+    def _preferred(self, readers: Sequence[ParameterSlice]) -> Sequence[ParameterSlice]:
+        """Return the affine parameters of trained normalisations, and what reads units without."""
+        found = parameter_slices(self.model, self.groups, "affine")
+        gates = [term for term in found if _is_normalisation(self.model, term.name)]
+        frozen = {_owner(term.name) for term in gates if not term.parameter.requires_grad}
+        return completed_by([term for term in gates if _owner(term.name) not in frozen], readers, self.num_units)
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _is_normalisation(model: nn.Module, name: str) -> bool:
-    owner = model.get_submodule(name.rpartition(".")[0])
+    owner = model.get_submodule(_owner(name))
     return isinstance(owner, (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm))
 
 

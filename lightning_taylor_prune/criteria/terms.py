@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_taylor_prune.groups.group import Role
 from lightning_taylor_prune.groups.groups import ChannelGroups
@@ -22,12 +24,37 @@ class ParameterSlice:
         parameter: The parameter.
         dim: The axis.
         units: Unit at each position, int64, shape ``[size]``; ``num_units`` where there is none.
+        gain: What the parameter, a direction, is scaled with under weight normalisation: ``gain * w / |w|``, the norm
+            taken over all axes along which the gain has one position.
     """
 
     name: str
     parameter: nn.Parameter
     dim: int
     units: Tensor
+    gain: nn.Parameter | None = None
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether all that the weight is made of took part in the last backward pass."""
+        return has_gradient(self.parameter) and (self.gain is None or has_gradient(self.gain))
+
+    def weight(self) -> Tensor:
+        """Return the weight as the layer uses it, to sum with; shape of the parameter."""
+        weight = _wide(self.parameter)
+        return weight if self.gain is None else weight * (_wide(self.gain) / _norm_like(weight, self.gain))
+
+    def product(self) -> Tensor:
+        """Return weight times gradient, elementwise and real; shape of the parameter.
+
+        Of a complex weight this is the derivative along its own direction, as a real gate on it has.
+        """
+        weight = _wide(self.parameter)
+        product = real_product(weight, gradient_of(self.parameter))
+        if self.gain is None:
+            return product
+        share = (weight.abs() / _norm_like(weight, self.gain)).square()
+        return product + real_product(_wide(self.gain), gradient_of(self.gain)) * share
 
     def per_position(self, values: Tensor) -> Tensor:
         """Sum a tensor of the parameter's shape over all axes but ``dim``; shape ``[size]``."""
@@ -39,10 +66,26 @@ def parameter_slices(model: nn.Module, groups: ChannelGroups, role: Role) -> lis
     """Return the terms of one role, for parameters only: those of averages, which get no gradient, say nothing."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return [
-        ParameterSlice(axis.tensor, parameter, axis.dim, _unit_index(units, groups.num_units, parameter.device))
+        ParameterSlice(
+            axis.tensor,
+            parameter,
+            axis.dim,
+            _unit_index(units, groups.num_units, parameter.device),
+            _gain_of(model, axis.tensor),
+        )
         for axis, units in groups.axes(role)
         if axis.tensor not in groups.followers and (parameter := parameters.get(axis.tensor)) is not None
     ]
+
+
+def _gain_of(model: nn.Module, name: str) -> nn.Parameter | None:
+    """Return what scales a direction under the parametrization `weight_norm`, and under nothing beside it."""
+    owner, _, leaf = name.rpartition(".")
+    holder = model.get_submodule(owner)
+    if not (isinstance(holder, ParametrizationList) and leaf == "original1" and len(holder) == 1):
+        return None
+    gain = holder.original0
+    return gain if isinstance(holder[0], _WeightNorm) and isinstance(gain, nn.Parameter) else None
 
 
 def _unit_index(units: Indices, num_units: int, device: torch.device) -> Tensor:
@@ -59,37 +102,61 @@ def signed_sums(terms: Sequence[ParameterSlice], num_units: int) -> Tensor:
     Returns:
         Float32 (float64 for float64 parameters), shape ``[num_units]``. Parameters without gradient add nothing.
     """
-    return _scatter(terms, num_units, lambda weight, gradient: weight * gradient)
+    return _scatter(terms, num_units, lambda product: product)
 
 
 def squared_sums(terms: Sequence[ParameterSlice], num_units: int) -> Tensor:
     """Return every unit's sum of (weight times gradient) squared, weight by weight; shape ``[num_units]``."""
-    return _scatter(terms, num_units, lambda weight, gradient: (weight * gradient).square())
+    return _scatter(terms, num_units, torch.square)
 
 
 @torch.no_grad()
-def _scatter(terms: Sequence[ParameterSlice], num_units: int, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _scatter(terms: Sequence[ParameterSlice], num_units: int, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Sum products of weights and gradients by unit; one layer's product is held at a time."""
-    live = [term for term in terms if has_gradient(term.parameter)]
+    live = [term for term in terms if term.has_gradient]
     if not live:
         return torch.zeros(num_units, device=terms[0].parameter.device if terms else None)
     device = live[0].parameter.device
     dtype = sum_dtype(live[0].parameter)
-    values = [term.per_position(product(term.parameter.to(dtype), _gradient(term).to(dtype))) for term in live]
+    values = [term.per_position(function(term.product()).to(dtype)) for term in live]
     sums = torch.zeros(num_units + 1, dtype=dtype, device=device)
     units = torch.cat([term.units.to(device) for term in live])
     return sums.index_add_(0, units, torch.cat([value.to(device) for value in values]))[:num_units]
 
 
 def sum_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the type to sum in: float64 for float64, or else float32, half precision included."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    """Return the real type to sum in: float64 for float64 and its complex pairs, or else float32."""
+    return torch.float64 if tensor.dtype in (torch.float64, torch.complex128) else torch.float32
 
 
-def _gradient(term: ParameterSlice) -> Tensor:
-    gradient = term.parameter.grad
+def _wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in the type to sum in; complex if it is."""
+    dtype = sum_dtype(tensor)
+    return tensor.to(dtype.to_complex() if tensor.is_complex() else dtype)
+
+
+def real_product(value: Tensor, gradient: Tensor) -> Tensor:
+    """Return value times gradient, elementwise, as a real gate on the value is derived: real, in the type to sum in.
+
+    The gradient of a complex number is that by its real part plus i times that by its imaginary part.
+    """
+    value, gradient = _wide(value), _wide(gradient)
+    if not value.is_complex():
+        return value * (gradient.real if gradient.is_complex() else gradient)
+    return value.real * gradient.real + (value.imag * gradient.imag if gradient.is_complex() else 0)
+
+
+def gradient_of(parameter: nn.Parameter) -> Tensor:
+    """Return a parameter's gradient, which it must have; dense."""
+    gradient = parameter.grad
     assert gradient is not None
     return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def _norm_like(weight: Tensor, gain: Tensor) -> Tensor:
+    """Return the norm of a weight over the axes along which its gain has one position; it broadcasts over both."""
+    axes = [axis for axis, size in enumerate(gain.shape) if size < weight.shape[axis]] if gain.dim() else None
+    return weight.abs() if axes == [] else torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
 
 
 def has_gradient(parameter: nn.Parameter) -> bool:

@@ -149,9 +149,8 @@ class ChannelGroups:
 
     def role_of(self, number: int) -> Role:
         """Return what the tensor does with the channels on this axis."""
-        if number in self.structure.propagation.readers:
-            return "reader"
-        return "writer" if number in self.structure.propagation.writers else "affine"
+        found = self.structure.propagation
+        return "reader" if number in found.readers else "writer" if number in found.writers else "affine"
 
     def axes(self, role: Role) -> list[tuple[Axis, Indices]]:
         """Return every parameter axis of a role on which some unit lies, with the unit at each position."""
@@ -289,14 +288,7 @@ class ChannelGroups:
 
     def groups_at(self, divergence: Divergence) -> set[str]:
         """Return the groups whose channels pass through the operator at which the network's code disagreed."""
-        number, index = divergence.site
-        propagation = self.structure.propagation
-        roots = {
-            int(root)
-            for value in propagation.touched[number][index]
-            for f in value.fields
-            for root in np.unique(propagation.roots[f]).tolist()
-        }
+        roots = self.structure.roots_at(divergence.site)
         return {group.name for group in self if not roots.isdisjoint(group.roots.tolist())}
 
     def _slices_of(self, group: ChannelGroup) -> Iterator[Slice]:

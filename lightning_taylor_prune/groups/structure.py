@@ -18,7 +18,7 @@ from lightning_taylor_prune.groups.shapes import (
     ShapeRule,
     SizeRef,
 )
-from lightning_taylor_prune.labels.places import AxisRef
+from lightning_taylor_prune.labels.places import AxisRef, Site
 from lightning_taylor_prune.labels.propagate import Propagation
 from lightning_taylor_prune.labels.space import Field
 from lightning_taylor_prune.tracing.recorder import Trace
@@ -86,6 +86,12 @@ class Structure:
         """Return the roots along one parameter axis."""
         axis = self.propagation.axes[number]
         return self.propagation.roots[axis.start : axis.start + axis.size]
+
+    def roots_at(self, site: Site) -> set[int]:
+        """Return the roots of all labels that an operator's operands and results have."""
+        touched = self.propagation.touched[site.trace][site.op]
+        fields = [self.propagation.roots[f] for value in touched for f in value.fields]
+        return {int(root) for f in fields for root in np.unique(f).tolist()}
 
     def everything(self) -> KeepMask:
         """Return the state in which nothing is removed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -11,6 +11,24 @@ from lightning_taylor_prune.modules.idle import IdleAxis
 
 COULD_BE_USED = "could be read or written by"
 """Begins the reason of a lock for the sake of a layer that does not run."""
+
+
+def lock_unused(
+    space: LabelSpace, used: Collection[str], parameters: Mapping[str, Labels], idle: Collection[tuple[str, int | None]]
+) -> None:
+    """Lock parameters and buffers that no trace uses, but for the axes of layers that do not run.
+
+    Args:
+        space: The labels.
+        used: Names of those that are used.
+        parameters: Labels of all of them by name.
+        idle: Tensors and axes that :func:`settle_idle` sees to.
+    """
+    for name, value in parameters.items():
+        if name not in used:
+            for f in value.fields:
+                if (name, axes_of(f)[0]) not in idle:
+                    space.lock(f, "is not used in the forward pass")
 
 
 def settle_idle(

@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.fx import Node
 
 from lightning_taylor_prune.errors import PruningWarning
-from lightning_taylor_prune.labels.idle import settle_idle
+from lightning_taylor_prune.labels.idle import lock_unused, settle_idle
 from lightning_taylor_prune.labels.places import Axis, Lock, Rejection, Site, Tie
 from lightning_taylor_prune.labels.rectangles import settle_rectangles
 from lightning_taylor_prune.labels.rules.context import Expectation, Notes, RuleContext, find_labels
 from lightning_taylor_prune.labels.rules.registry import Rule, find_rules, operator_name
-from lightning_taylor_prune.labels.space import Field, Labels, LabelSpace, axes_of, on_axis
+from lightning_taylor_prune.labels.space import Field, Labels, LabelSpace, on_axis
+from lightning_taylor_prune.labels.ties import apply_tie
 from lightning_taylor_prune.labels.twins import lock_outputs_of_leaders, tie_twins, used_tensors
 from lightning_taylor_prune.modules.idle import IdleAxis
 from lightning_taylor_prune.modules.likeness import Twin
@@ -88,7 +89,7 @@ def propagate(
     axes, parameters = _label_parameters(space, traces[0])
     runs = [_Run(space, trace, number, parameters, rejected) for number, trace in enumerate(traces)]
     for tie in ties:
-        _apply_tie(space, runs, tie)
+        apply_tie(space, [run.results for run in runs], tie)
     tie_twins(space, parameters, twins)
     lock_outputs_of_leaders(space, traces, [run.labels_of for run in runs], twins)
     for name in fixed:
@@ -97,7 +98,7 @@ def propagate(
             space.lock(f, _SCRIPTED if scripted else "is also used by code that cannot be traced")
     for lock in locks:
         space.lock(lock.labels, lock.reason)
-    _lock_unused(space, used_tensors(traces, twins), parameters, {(axis.tensor, axis.dim) for axis in idle})
+    lock_unused(space, used_tensors(traces, twins), parameters, {(axis.tensor, axis.dim) for axis in idle})
     notes = [run.notes for run in runs]
     settle_rectangles(space, [r for n in notes for r in n.rectangles], [d for n in notes for d in n.deferred])
     if idle:
@@ -147,16 +148,6 @@ def _axis_numbers(starts: Any, fields: Sequence[Field]) -> list[int]:
         found = np.unique(np.searchsorted(starts, f.ravel(), side="right") - 1)
         numbers.update(dict.fromkeys(n for n in found.tolist() if n < len(starts) - 1))
     return list(numbers)
-
-
-def _lock_unused(
-    space: LabelSpace, used: Collection[str], parameters: Mapping[str, Labels], idle: Collection[tuple[str, int | None]]
-) -> None:
-    for name, value in parameters.items():
-        if name not in used:
-            for f in value.fields:
-                if (name, axes_of(f)[0]) not in idle:
-                    space.lock(f, "is not used in the forward pass")
 
 
 class _Run:
@@ -269,21 +260,6 @@ class _Run:
                 ctx.writer(value.along(0))
         results = [Labels(shape, static=all(v.static for v in operands)) for shape in ctx.shapes]
         return results if isinstance(ctx.node.meta["val"], (tuple, list)) else results[0]
-
-
-def _apply_tie(space: LabelSpace, runs: Sequence[_Run], tie: Tie) -> None:
-    """Unite two axes position by position. If only one is tracked, lock it: the other one cannot shrink."""
-    first, second = (runs[ref.trace].results[ref.op][ref.number].along(ref.axis) for ref in tie)
-    if first is None or second is None:
-        for labels in (first, second):
-            if labels is not None:
-                space.lock(labels, "takes its size from an axis that cannot shrink")
-        return
-    longer, line = np.moveaxis(first, tie.axis.axis, -1), np.moveaxis(second, tie.follows.axis, -1)
-    for axis in range(line.ndim - 1):
-        line = space.unite_along(line, axis)
-    line = line.ravel()
-    space.unite(longer.reshape(*longer.shape[:-1], -1, len(line)), line)
 
 
 def _rules_of(node: Node) -> Sequence[Rule | None]:

@@ -47,7 +47,7 @@ class AnalysedNetwork:
             before.analysis.dry_run.forget_results()
             former, rewrite = before.structure.propagation.traces, self.settings.rewrite_hard_coded
             self.groups = self.original.find_groups(self.model, before.calls, rewrite, former)
-            self._restart_criterion(carried_scores(self.criterion.state_dict(), before, self.groups))
+            self.restart_criterion(carried_scores(self.criterion.state_dict(), before, self.groups))
 
     def _analysed_anew(self) -> bool:
         """Analyse again if the network does other things than it did, uncut (a hook was added); say whether it was."""
@@ -64,7 +64,8 @@ class AnalysedNetwork:
     def _new_criterion(self) -> Criterion:
         return CRITERIA[self.settings.criterion](self.model, self.groups)
 
-    def _restart_criterion(self, so_far: dict[str, Any] | None = None) -> None:
+    def restart_criterion(self, so_far: dict[str, Any] | None = None) -> None:
+        """Begin to score the groups as they are now, or go on from the scores so far."""
         self.criterion.close()
         self.criterion = self._new_criterion()
         if so_far is not None:

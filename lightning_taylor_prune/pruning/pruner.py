@@ -18,10 +18,11 @@ from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.plan import PruningPlan
 from lightning_taylor_prune.pruning.analysed import AnalysedNetwork
 from lightning_taylor_prune.pruning.beside import Beside
+from lightning_taylor_prune.pruning.bookkeeping import Bookkeeping
 from lightning_taylor_prune.pruning.constraints import Constraints, check_int, check_number
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
 from lightning_taylor_prune.pruning.original import OriginalNetwork
-from lightning_taylor_prune.pruning.outcome import PruneOutcome, history_row
+from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.pruning.prune import cut_tensors_, refuse_wrappers
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.pruning.select import Choice, choose, excluded_groups
@@ -170,7 +171,7 @@ class Pruner(AnalysedNetwork):
 
     def reopen(self) -> None:
         """Place the criterion's hooks on the network again, after :meth:`close`."""
-        self._restart_criterion(self.criterion.state_dict())
+        self.restart_criterion(self.criterion.state_dict())
 
     def prune(
         self,
@@ -193,6 +194,8 @@ class Pruner(AnalysedNetwork):
         """
         check_int("filters", filters, at_least=1)
         step = self._updates if step is None else step
+        if not self.groups.num_units:
+            return PruneOutcome(self.groups.plan({}), "nothing_left")
         try:
             self._settle_twins()
             return self._prune(filters, step, Beside.of(self.model, copies, holders), further_steps)
@@ -203,24 +206,15 @@ class Pruner(AnalysedNetwork):
     def _prune(self, filters: int, step: int, beside: Beside, further_steps: Sequence[Step]) -> PruneOutcome:
         raw = self.scores
         if not raw.isfinite().any():
-            seen = self.criterion.steps
-            self._warn(
-                f"Step {step}: no prune, as none of the {seen} minibatches since the last one had finite gradients."
-            )
+            seen = f"none of the {self.criterion.steps} minibatches since the last one had finite gradients"
+            self._warn(f"Step {step}: no prune, as {seen}.")
             return PruneOutcome(self.groups.plan({}), "no_scores")
-        skipped = self.criterion.skipped
         warn_unscored(raw, self.groups)
         scores = normalize_scores(raw, self.groups, self.settings.normalization, self.settings.macs_weight)
-        before = self.groups
-        choice = self._cut(scores, filters, beside, further_steps)
-        if choice.plan:
-            self._restart_criterion()
-            row = history_row(choice.plan, before, self.groups, scores, self._batch_size)
-            row |= {"step": step, "count": len(self.history) + 1, "skipped_minibatches": skipped, "metrics": {}}
-            self.history.append(row)
+        choice = self._cut(scores, filters, step, beside, further_steps)
         return PruneOutcome(choice.plan, choice.reason)
 
-    def _cut(self, scores: Tensor, filters: int, beside: Beside, further_steps: Sequence[Step]) -> Choice:
+    def _cut(self, scores: Tensor, filters: int, step: int, beside: Beside, further_steps: Sequence[Step]) -> Choice:
         """Cut; groups whose channels the network's code turns out not to give up are left out from then on."""
         while True:
             choice = self._choose(scores, filters)
@@ -232,8 +226,8 @@ class Pruner(AnalysedNetwork):
                 continue
             if choice.plan:
                 optimizers, mode = beside.with_optimizers(self.optimizers), self.settings.optimizer_state
-                cut_tensors_(self.model, choice.plan, optimizers, mode, beside.copies, beside.holders, further_steps)
-                self.groups = self.groups.after(choice.plan)
+                steps = [*further_steps, Bookkeeping(self, choice.plan, scores, step, self._batch_size)]
+                cut_tensors_(self.model, choice.plan, optimizers, mode, beside.copies, beside.holders, steps)
             return choice
 
     def _choose(self, scores: Tensor, filters: int) -> Choice:
@@ -246,18 +240,19 @@ class Pruner(AnalysedNetwork):
         concerned = self.groups.groups_at(divergence) & set(plan.removed) or set(plan.removed)
         self.refused |= concerned
         self._warn(
-            f"Skipped this prune: {divergence.message}. These groups will no longer be pruned: "
-            f"{', '.join(sorted(concerned))}."
+            f"Skipped this prune: {divergence.message}. "
+            f"These groups will no longer be pruned: {', '.join(sorted(concerned))}."
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where pruning stands, as plain data and tensors."""
+        """Return where pruning stands, as plain data and tensors; each rank has its own scores."""
         return {
             "history": copy.deepcopy(self.history),
             "refused": sorted(self.refused),
             "updates": self._updates,
             "kept": {name: torch.from_numpy(units.copy()) for name, units in self.groups.kept_units().items()},
             "original": self.original.state_dict(),
+            "criterion": self.settings.criterion,
             "scores": self.criterion.state_dict(),
             "trained": sorted(self._trained.names),
         }
@@ -277,8 +272,8 @@ class Pruner(AnalysedNetwork):
         kept, now = restricted.kept_units(), self.groups.kept_units()
         if absent := [name for name in now if not set(kept[name].tolist()) <= set(now[name].tolist())]:
             raise PlanError(f"The network has lost channels that the state has: groups {', '.join(absent[:8])}.")
-        plan = self.groups.plan({name: np.flatnonzero(~np.isin(now[name], kept[name])).tolist() for name in now})
-        cut_tensors_(self.model, plan, self.optimizers, self.settings.optimizer_state)
+        lost = {name: np.flatnonzero(~np.isin(now[name], kept[name])).tolist() for name in now}
+        cut_tensors_(self.model, self.groups.plan(lost), self.optimizers, self.settings.optimizer_state)
         self.groups = restricted
         self.load_progress(state)
 
@@ -288,4 +283,7 @@ class Pruner(AnalysedNetwork):
         self.refused = set(state["refused"])
         self._updates, self._trained = state["updates"], TrainedParameters(state.get("trained", ()))
         self.original = OriginalNetwork.from_state_dict(state["original"])
-        self._restart_criterion(state["scores"])
+        before = state.get("criterion", now := self.settings.criterion)
+        self.restart_criterion(state["scores"] if before == now else None)
+        if before != now:
+            self._warn(f"The scores so far are dropped: they are of `{before}`, and now `{now}` judges.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from datetime import timedelta
 from typing import Any
 
@@ -25,7 +26,7 @@ class Ranks:
     def __init__(self, name: str, timeout: float) -> None:
         self._name = name
         self._timeout = timedelta(seconds=timeout)
-        self._round = 0
+        self._round = self._asked = 0
         active = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if active else 0
         self.count = dist.get_world_size() if active else 1
@@ -44,7 +45,7 @@ class Ranks:
         if self.rank == 0:
             self._store.set(key, json.dumps(message))
             return message
-        return json.loads(self._wait(key, [0])[0])
+        return json.loads(self._wait(key, [0], self._timeout)[0])
 
     def from_all(self, message: str) -> list[str]:
         """Return the messages of all ranks, in their order.
@@ -56,7 +57,7 @@ class Ranks:
             return [message]
         key = self._next_key()
         self._store.set(f"{key}/{self.rank}", message)
-        return self._wait(key, list(range(self.count)), suffix=True)
+        return self._wait(key, list(range(self.count)), self._timeout, suffix=True)
 
     def agree(self, message: str) -> None:
         """Check that all ranks have the same message.
@@ -72,6 +73,25 @@ class Ranks:
             described = "; ".join(f"ranks {ranks}: {text[:300]}" for text, ranks in groups.items())
             raise PruningError(f"The ranks disagree on what to prune, so that nothing was pruned. {described}")
 
+    def all_of(self, message: str, at_most: float = math.inf) -> list[str] | None:
+        """Return the messages of all ranks, in order; ``None`` where some did not answer in time.
+
+        Counted apart from the other messages, so that a rank that asks alone does not get out of step.
+
+        Args:
+            message: This rank's.
+            at_most: Seconds to wait, where that is less than the time limit.
+        """
+        self._asked += 1
+        key = f"lightning_taylor_prune/{self._name}/{self._training}/all"
+        self._store.set(f"{key}/{self._asked}/{self.rank}", message)
+        self._store.delete_key(f"{key}/{self._asked - 2}/{self.rank}")  # all ranks have read it
+        timeout = timedelta(seconds=min(at_most, self._timeout.total_seconds()))
+        try:
+            return self._wait(f"{key}/{self._asked}", list(range(self.count)), timeout, suffix=True)
+        except PruningError:
+            return None
+
     def _next_key(self) -> str:
         self._round += 1
         return f"lightning_taylor_prune/{self._name}/{self._training}/{self._round}"
@@ -80,20 +100,26 @@ class Ranks:
     def _store(self) -> Any:
         return dist.distributed_c10d._get_default_store()
 
-    def _wait(self, key: str, ranks: list[int], suffix: bool = False) -> list[str]:
+    def _wait(self, key: str, ranks: list[int], timeout: timedelta, suffix: bool = False) -> list[str]:
         """Read the messages of ranks; names those that are missing."""
         messages: list[str] = []
         missing: list[int] = []
         for rank in ranks:
             name = f"{key}/{rank}" if suffix else key
             try:
-                self._store.wait([name], timedelta(seconds=0.001) if missing else self._timeout)
+                if missing and not self._store.check([name]):
+                    missing.append(rank)
+                    continue
+                self._store.wait([name], timeout)
                 messages.append(self._store.get(name).decode())
+            except dist.DistNetworkError:  # the store is gone, and with it the first rank, which holds it
+                missing = [0]
+                break
             except (RuntimeError, ValueError):  # torch's DistStoreError is a RuntimeError
                 missing.append(rank)
         if missing:
             raise PruningError(
-                f"Rank {self.rank} waited {self._timeout.total_seconds():.0f} s for ranks {missing}, which did not "
+                f"Rank {self.rank} waited {timeout.total_seconds():.0f} s for ranks {missing}, which did not "
                 "reach this prune: they have died, or take another path through the training."
             )
         return messages

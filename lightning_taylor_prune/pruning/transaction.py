@@ -17,6 +17,28 @@ class Step(Protocol):
         """Take it back, also if it was done in part."""
 
 
+class Assignment:
+    """A step that gives an attribute another value.
+
+    Args:
+        owner: What has the attribute.
+        name: Its name.
+        value: The new value.
+    """
+
+    def __init__(self, owner: object, name: str, value: Any) -> None:
+        self._owner, self._name = owner, name
+        self._before, self._after = getattr(owner, name), value
+
+    def commit(self) -> None:
+        """Assign the new value."""
+        setattr(self._owner, self._name, self._after)
+
+    def rollback(self) -> None:
+        """Assign the old value."""
+        setattr(self._owner, self._name, self._before)
+
+
 class Transaction:
     """Steps done so far, and how to take each back."""
 

@@ -59,8 +59,14 @@ def _end_with_parent() -> None:
 def write(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record so that a reader finds the old one or the new one, never half of it."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
-    os.replace(file.name, path)
+        try:
+            json.dump(record, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 # --- in the parent process -----------------------------------------------------------------------------------------

@@ -35,6 +35,10 @@ def train(
     smooth: bool = False,
     powersgd: bool = False,
     die: int | None = None,
+    within: str = "_prune",
+    criterion: str = "taylor",
+    frozen: bool = False,
+    strategy: type[DDPStrategy] = DDPStrategy,
     **kwargs: Any,
 ) -> dict[str, Any]:
     """Train with the callback in this rank of a job (or alone); returns what must be equal everywhere."""
@@ -43,15 +47,18 @@ def train(
     if powersgd:
         state = powerSGD_hook.PowerSGDState(process_group=None, matrix_approximation_rank=2, start_powerSGD_iter=2)
         arguments |= {"ddp_comm_hook": powerSGD_hook.powerSGD_hook, "ddp_comm_state": state}
-    strategy = DDPStrategy(process_group_backend="gloo", **arguments) if ranks > 1 else "auto"
+    distributed = strategy(process_group_backend="gloo", **arguments) if ranks > 1 else "auto"
     module = Classifier(
         smooth_network().double() if smooth else small_network(width=12),
         optimizer=lambda parameters: torch.optim.Adam(parameters, 1e-2),
     )
-    callback = Dying(
-        die, every_n_steps=2, filters_per_prune=2, max_prunes=prunes, optimizer_state="slice", rank_timeout=5
+    if frozen:
+        module.network[2].requires_grad_(False)
+    settings: dict[str, Any] = {"every_n_steps": 2, "filters_per_prune": 2, "max_prunes": prunes}
+    callback = Dying(die, within, optimizer_state="slice", rank_timeout=5, criterion=criterion, **settings)
+    run = trainer(
+        callback, strategy=distributed, devices=max(ranks // nodes, 1), num_nodes=nodes, max_epochs=20, **kwargs
     )
-    run = trainer(callback, strategy=strategy, devices=max(ranks // nodes, 1), num_nodes=nodes, max_epochs=20, **kwargs)
     data = loader(64, 8).dataset
     # In order, so that the ranks' batches together are the batch of a single process.
     sampler = DistributedSampler(data, ranks, int(os.environ.get("RANK", 0)), shuffle=False)
@@ -67,16 +74,22 @@ def train(
 
 
 class Dying(TaylorPruningCallback):
-    """Ends its process in the second prune, on one rank."""
+    """Ends its process in the second prune, on one rank, as the prune begins or within the cut."""
 
-    def __init__(self, rank: int | None, **kwargs: Any) -> None:
+    def __init__(self, rank: int | None, within: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.rank = rank
+        self.rank, self.within = rank, within
 
     def _prune(self, trainer: Any, pl_module: Any) -> None:
         if self.rank == trainer.global_rank and self.history:
-            os._exit(1)
+            if self.within == "_prune":
+                os._exit(1)
+            Rewrap.commit = lambda step: os._exit(1)  # type: ignore[assignment]
         super()._prune(trainer, pl_module)
+
+
+class OwnDDP(DDPStrategy):
+    """A user's subclass."""
 
 
 def same(results: list[dict[str, Any]]) -> bool:
@@ -95,6 +108,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "PowerSGD": {"powersgd": True},
     "accumulation": {"prunes": 4, "accumulate_grad_batches": 3},
     "same choice": {"smooth": True, "prunes": 4},
+    "same choice by examples": {"smooth": True, "prunes": 4, "criterion": "taylor_examples"},
+    "same choice behind frozen layers": {"smooth": True, "prunes": 4, "frozen": True},
+    "subclass of the strategy": {"strategy": OwnDDP},
 }
 
 
@@ -119,8 +135,35 @@ def test_ranks_stay_bit_identical(scenario: str, ranks: list[dict[str, Any]]) ->
     assert len(results[0]["history"]) == SCENARIOS[scenario].get("prunes", 10) and same(results)
 
 
-def test_number_of_ranks_does_not_change_the_choice(ranks: list[dict[str, Any]]) -> None:
-    assert ranks[0]["same choice"]["shapes"] == train(**SCENARIOS["same choice"])["shapes"]
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name.startswith("same choice")])
+def test_number_of_ranks_does_not_change_the_choice(scenario: str, ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0][scenario]["shapes"] == train(**SCENARIOS[scenario])["shapes"]
+
+
+def resumed_within_an_interval(where: str) -> dict[str, Any]:
+    """Train for 2 epochs of 8 steps with a prune every 6 steps: at once, and with a checkpoint between the epochs."""
+
+    def run(epochs: int, resume: str | None, save: str | None = None) -> dict[str, Any]:
+        module = Classifier(smooth_network().double())
+        callback = TaylorPruningCallback(every_n_steps=6, filters_per_prune=2, criterion="taylor_examples")
+        strategy = DDPStrategy(process_group_backend="gloo")
+        fitting = trainer(callback, strategy=strategy, devices=2, max_epochs=epochs)
+        fitting.fit(module, loader(64, 4), ckpt_path=resume)
+        if save is not None:
+            fitting.save_checkpoint(save)
+        return {"history": callback.history, "parameters": [p.detach() for p in module.parameters()], "state": []}
+
+    path = f"{where}/within.ckpt"
+    whole = run(2, None)
+    run(1, None, path)
+    return {"whole": whole, "resumed": run(2, path)}
+
+
+def test_a_checkpoint_within_an_interval_keeps_what_every_rank_saw(tmp_path: Path) -> None:
+    for result in run_ranks(resumed_within_an_interval, tmp_path, 2, timeout=120, where=str(tmp_path)):
+        whole, resumed = result["whole"], result["resumed"]
+        thresholds = [[row["score_threshold"] for row in run["history"]] for run in (whole, resumed)]
+        assert same([whole, resumed]) and thresholds[0] == pytest.approx(thresholds[1], rel=1e-12)
 
 
 def spawn(loadable: bool) -> Any:
@@ -143,9 +186,13 @@ def test_child_processes_without_a_loadable_module_are_refused() -> None:
         spawn(loadable=False)
 
 
-def test_a_rank_that_dies_in_a_prune_does_not_hang_the_others(tmp_path: Path) -> None:
-    results = run_ranks(train, tmp_path, 2, timeout=60, die=0)
-    assert "waited 5 s for ranks [0]" in results[1]
+@pytest.mark.parametrize("within", ["_prune", "wrapper"])
+@pytest.mark.parametrize(("count", "die"), [(2, 0), (3, 2)], ids=["first", "last"])
+def test_a_rank_that_dies_in_a_prune_does_not_hang_the_others(
+    count: int, die: int, within: str, tmp_path: Path
+) -> None:
+    results = run_ranks(train, tmp_path, count, timeout=60, die=die, within=within, batch_size=24)
+    assert all(f"waited 5 s for ranks [{die}]" in results[rank] for rank in range(count) if rank != die)
 
 
 def no_group(self: Any) -> None:

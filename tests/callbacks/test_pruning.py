@@ -273,9 +273,17 @@ def test_training_step_that_returns_none_is_no_minibatch(skipped: int) -> None:
     assert probe.minibatches == 7
 
 
-def test_frozen_layers_are_left_alone_with_a_warning() -> None:
+def test_units_behind_a_frozen_layer_are_pruned() -> None:
     module = Classifier()
     module.network[3].requires_grad_(False)
+    callback = TaylorPruningCallback(every_n_steps=4, filters_per_prune=4, min_channels=6)
+    fit(module, callback)
+    assert module.network[0].out_channels == 6
+
+
+def test_layers_through_which_no_gradient_flows_are_kept_with_a_warning() -> None:
+    module = Classifier()
+    module.network[:4].requires_grad_(False)
     callback = TaylorPruningCallback(every_n_steps=4, filters_per_prune=4)
     with pytest.warns(PruningWarning, match=r"no score.*network\.0"):
         fit(module, callback)

@@ -87,11 +87,28 @@ def test_saved_scores_go_on_bit_for_bit(name: str) -> None:
     assert score(resumed, model, example, [2, 3]).equal(uninterrupted)
 
 
-def test_frozen_reader_leaves_its_units_without_score() -> None:
+@pytest.mark.parametrize("name", GRADIENT_CRITERIA)
+def test_freezing_a_reader_does_not_change_scores(name: str) -> None:
     model, example, groups = build("residual")
-    model.a.requires_grad_(False)
-    scores = per_group(groups, score(CRITERIA["taylor"](model, groups), model, example))
-    assert scores["stem"].isnan().all() and scores["a"].isfinite().all()
+    trained = score(CRITERIA[name](model, groups), model, example)
+    model.b.requires_grad_(False)
+    frozen = per_group(groups, score(CRITERIA[name](model, groups), model, example))["a"]
+    torch.testing.assert_close(frozen, per_group(groups, trained)["a"])
+
+
+def test_frozen_weight_that_a_function_reads_leaves_its_units_without_score() -> None:
+    model, example, groups = build("functional_conv")
+    model.requires_grad_(False)
+    assert score(CRITERIA["taylor"](model, groups), model, (example[0].requires_grad_(),)).isnan().all()
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_network_without_units_has_no_scores(name: str) -> None:
+    model, x = nn.Linear(5, 3), torch.randn(2, 5)
+    criterion = CRITERIA[name](model, find_groups(model, x))
+    model(x).sum().backward()
+    criterion.update()
+    assert criterion.compute().shape == (0,)
 
 
 def test_stale_gradient_of_a_frozen_parameter_does_not_count() -> None:

@@ -97,6 +97,15 @@ def test_an_outcome_says_why_no_more_was_removed() -> None:
     assert pruner.prune(filters=20).reason == "target"
 
 
+@pytest.mark.parametrize("criterion", ["taylor", "taylor_examples"])
+def test_a_network_of_which_nothing_can_be_pruned_has_nothing_left(criterion: str) -> None:
+    model = nn.Linear(5, 3)
+    pruner = Pruner(model, torch.randn(2, 5), criterion=criterion)
+    model(torch.randn(2, 5)).sum().backward()
+    pruner.update()
+    assert pruner.prune(2).reason == "nothing_left"
+
+
 def test_a_prune_without_scores_says_so_and_removes_nothing() -> None:
     _, _, pruner = built()
     with pytest.warns(PruningWarning, match="none of the 0 minibatches"):

@@ -1,12 +1,16 @@
+import errno
 import json
+import tempfile
 
 import pytest
 import torch
 
 from lightning_taylor_prune import find_groups, prune_
 from recipes.errors import RecipeError
-from recipes.folder import ORIGINAL, PRUNED, RunFolder, digest, write_json, write_whole
+from recipes.folder import ORIGINAL, PRUNED, RunFolder, WholeCheckpoints, digest, write_json, write_whole
+from recipes.interrupts import Resumable
 from recipes.models import ResNet
+from tests.lightning_modules import Classifier, loader, trainer
 
 
 @pytest.fixture
@@ -29,6 +33,32 @@ def test_file_that_fails_half_way_leaves_the_old_one(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_whole(tmp_path / "a.json", fail)
     assert {file.name: json.loads(file.read_text()) for file in tmp_path.iterdir()} == {"a.json": [1]}
+
+
+class FullDisk:
+    """Fills the disk when it is saved."""
+
+    def __reduce__(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_checkpoint_that_fails_half_way_leaves_the_old_one(tmp_path):
+    path = tmp_path / "state.ckpt"
+    WholeCheckpoints().save_checkpoint({"step": 1}, path)
+    with pytest.raises(OSError, match="No space left"):
+        WholeCheckpoints().save_checkpoint({"step": torch.zeros(10), "more": FullDisk()}, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["state.ckpt"] and torch.load(path) == {"step": 1}
+
+
+def test_checkpoints_do_not_go_through_the_folder_for_temporary_files(tmp_path, monkeypatch):
+    def no_temporary_files(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkstemp", no_temporary_files)
+    saving = Resumable(tmp_path / "state.ckpt")
+    fitting = trainer(saving, enable_checkpointing=True)
+    fitting.fit(Classifier(), loader())
+    assert torch.load(tmp_path / "state.ckpt", weights_only=True)["global_step"] == 8
 
 
 def test_own_file_comes_before_that_of_the_earlier_run(folder):
