@@ -45,7 +45,8 @@ class FirstBatchRecorder:
         self._step: Call | None = None
         self._by_step = False
         self._analyses = 0
-        self._forget_news()
+        self._new_steps: list[Call] = []
+        self._news_so_far = 0
 
     def begin(self, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Record from now on, if that is not so already, and note what the training step is called with."""
@@ -73,8 +74,7 @@ class FirstBatchRecorder:
         self._forget_news()
 
     def _forget_news(self) -> None:
-        self._new_steps: list[Call] = []
-        self._news_so_far = 0
+        self._new_steps, self._news_so_far = [], 0
 
     def news_of_this_rank(self, ranks: Ranks | None) -> list[Call]:
         """Return calls of kinds that no batch before had, or that ran other modules, if this rank is alone.
@@ -128,7 +128,10 @@ class FirstBatchRecorder:
             original = OriginalNetwork.from_state_dict(resumed["original"])
             if calls is None:
                 calls = self._calls_like_those_of(original, pl_module, ranks)
-            return original.find_groups(pl_module, calls, rewrite_hard_coded).restricted(resumed["kept"]), original
+            groups = original.find_groups(pl_module, calls, rewrite_hard_coded)
+            if not resumed["history"] and groups.kept_units().keys() != resumed["kept"].keys():
+                return groups, OriginalNetwork.of(pl_module, groups)  # it runs other ways now, and has lost nothing yet
+            return groups.restricted(resumed["kept"]), original
         recorder = self._seen(pl_module)
         with recorder.paused():
             groups = self._find_groups(recorder, pl_module, ranks, rewrite_hard_coded)

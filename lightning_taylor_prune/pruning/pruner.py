@@ -282,6 +282,8 @@ class Pruner(AnalysedNetwork):
         self.history = copy.deepcopy(state["history"])
         self.refused = set(state["refused"])
         self._updates, self._trained = state["updates"], TrainedParameters(state.get("trained", ()))
+        if self.groups.kept_units().keys() != state["kept"].keys():
+            return  # analysed anew, as it runs other ways than before the checkpoint: it is scored from here on
         self.original = OriginalNetwork.from_state_dict(state["original"])
         before = state.get("criterion", now := self.settings.criterion)
         self.restart_criterion(state["scores"] if before == now else None)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_taylor_prune import TaylorPruningCallback
+from tests.distributed import run_ranks
 from tests.lightning_modules import loader, trainer
 
 
@@ -263,3 +267,55 @@ def test_training_goes_on_and_the_network_is_pruned(kind: type[Step]) -> None:
 def test_both_heads_follow_what_they_read(kind: type[Heads]) -> None:
     module, _ = fit_path(kind)
     assert {head.in_features for head in module.heads.values()} == {module.b[0].out_channels}
+
+
+# --- resume, and several ranks ---------------------------------------------------------------------------------------
+
+
+def resume(kind: type[Step], folder: Path, epochs: int, checkpoint: Path | None = None) -> tuple[Step, Any]:
+    torch.manual_seed(0)
+    random.seed(0)
+    module, pruning = kind(), TaylorPruningCallback(every_n_steps=5, filters_per_prune=4, max_prunes=3, start_step=4)
+    saving = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}")
+    run = trainer(pruning, more_callbacks=[saving], max_epochs=epochs, enable_checkpointing=True)
+    run.fit(module, loader(), ckpt_path=checkpoint, weights_only=False)
+    return module, pruning
+
+
+@pytest.mark.filterwarnings("ignore::lightning_taylor_prune.errors.PruningWarning")
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize(
+    "kind",
+    [ForwardByName, EncodeDecode, TiedDecoder, NumberOfTheLoss, HeadByArgument, HeadInTheStep, LaterBranch],
+    ids=lambda kind: kind.__name__,
+)
+def test_resumed_equals_uninterrupted(kind: type[Step], epoch: int, tmp_path: Path) -> None:
+    whole, pruning = resume(kind, tmp_path / "whole", 3)
+    resumed, again = resume(kind, tmp_path / "resumed", 3, tmp_path / "whole" / f"epoch={epoch}.ckpt")
+    assert pruning.history == again.history
+    assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
+
+
+class HeadByRank(Heads):
+    """The second rank uses its head from the second batch on."""
+
+    def forward(self, x: Tensor, task: str = "a") -> Tensor:
+        return self.heads[task](self.features(x))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0], task="ab"[int(self.global_rank == 1 and batch_idx > 0)]), batch[1])
+
+
+def train_on_a_rank() -> tuple[list[str], dict[str, Any]]:
+    torch.manual_seed(0)
+    module, pruning = HeadByRank(), TaylorPruningCallback(every_n_steps=3, filters_per_prune=4, max_prunes=2)
+    strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=True)
+    trainer(pruning, strategy=strategy, devices=2, max_epochs=4).fit(module, loader())
+    assert pruning.groups is not None
+    return [group.name for group in pruning.groups], {name: tuple(p.shape) for name, p in module.named_parameters()}
+
+
+def test_ranks_that_go_other_ways_prune_the_same(tmp_path: Path) -> None:
+    first, second = run_ranks(train_on_a_rank, tmp_path)
+    assert first == second
+    assert first[1]["heads.b.weight"][1] == first[1]["b.0.weight"][0]
