@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import random
 import sys
@@ -207,7 +208,8 @@ def _tracing_context(call: Call) -> Iterator[None]:
     ``SyncBatchNorm`` runs as ordinary batch normalisation, so that tracing sends no messages to other ranks.
     Recurrent layers do not put their weights into one block of memory: fake tensors have none.
     Scripted modules run as they are written: what optimises them changes their operators after a few runs.
-    Compiled parts run as they are written, too, and observers of quantisation without values.
+    Compiled parts run as they are written, too, and observers of quantisation without values. What code prints it has
+    printed, or will print, when it really runs.
     """
     fastpath, synchronised = torch.backends.mha.get_fastpath_enabled(), nn.SyncBatchNorm.forward
     flatten = nn.RNNBase.flatten_parameters
@@ -217,6 +219,7 @@ def _tracing_context(call: Call) -> Iterator[None]:
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(contextlib.redirect_stdout(_Nowhere()))
             stack.enter_context(written([*writes_for_observers()]))
             stack.enter_context(uncompiled())
             stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
@@ -228,6 +231,14 @@ def _tracing_context(call: Call) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         nn.SyncBatchNorm.forward = synchronised  # type: ignore[method-assign]
         nn.RNNBase.flatten_parameters = flatten  # type: ignore[method-assign]
+
+
+class _Nowhere(io.TextIOBase):
+    """Takes text and keeps none of it."""
+
+    def write(self, text: str) -> int:
+        """Do nothing."""
+        return len(text)
 
 
 def uncompiled() -> contextlib.AbstractContextManager[object]:
