@@ -15,8 +15,11 @@ from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.graph import trace
 from lightning_taylor_prune.tracing.recorder import Trace, training_flags
 
-_DRAWS = 8
-"""How often a call is traced whose code draws random numbers; a draw that shows nothing new adds no trace."""
+_DRAWS, _PATIENCE = 8, 3
+"""How often a call is traced at most whose code draws random numbers, and how many draws may show nothing new."""
+
+_LARGE = 300
+"""Operators from which on a network runs for real with two draws only: detectors draw which boxes they learn from."""
 
 
 def trace_paths(model: nn.Module, call: Call, shapes: Mapping[str, tuple[int, ...]] | None = None) -> list[Trace]:
@@ -80,14 +83,17 @@ def _answered(model: nn.Module, call: Call) -> list[Call]:
             ) from error
         return trace(model, answered, flags)
 
-    return [t.call for t in _draws(draw)]
+    return [t.call for t in _draws(draw, for_real=True)]
 
 
-def _draws(trace_draw: Callable[[int], Trace]) -> list[Trace]:
+def _draws(trace_draw: Callable[[int], Trace], for_real: bool = False) -> list[Trace]:
     """Return the trace of the first draw, and of those that show something new, if the code draws numbers at all."""
     found = [trace_draw(0)]
-    seen = passages(found[0])
-    for number in range(1, _DRAWS if found[0].draws_numbers else 1):
+    seen, without_news = passages(found[0]), 0
+    most = 2 if for_real and len(found[0].ops) > _LARGE else _DRAWS
+    for number in range(1, most if found[0].draws_numbers else 1):
+        if without_news == _PATIENCE:
+            break
         try:
             further = trace_draw(number)
         except TraceError as error:
@@ -96,6 +102,7 @@ def _draws(trace_draw: Callable[[int], Trace]) -> list[Trace]:
         if new := passages(further) - seen:
             found.append(further)
             seen |= new
+        without_news = 0 if new else without_news + 1
     return found
 
 
