@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
+import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -47,6 +48,8 @@ def idle_axes(root: nn.Module, unused: Collection[str]) -> list[IdleAxis]:
     absent = set(unused)
     found = []
     for name, module in root.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # it takes no hooks: where it runs beside the traced calls, that is not seen
         own = _names_in(module, name, recurse=False)
         if own and own <= absent:
             part = _outermost_unused(root, name, absent)
