@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.weight_norm import WeightNorm
 
 from lightning_taylor_prune.groups.group import Role
 from lightning_taylor_prune.groups.groups import ChannelGroups
@@ -65,27 +66,31 @@ class ParameterSlice:
 def parameter_slices(model: nn.Module, groups: ChannelGroups, role: Role) -> list[ParameterSlice]:
     """Return the terms of one role, for parameters only: those of averages, which get no gradient, say nothing."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    return [
-        ParameterSlice(
-            axis.tensor,
-            parameter,
-            axis.dim,
-            _unit_index(units, groups.num_units, parameter.device),
-            _gain_of(model, axis.tensor),
-        )
-        for axis, units in groups.axes(role)
-        if axis.tensor not in groups.followers and (parameter := parameters.get(axis.tensor)) is not None
-    ]
+    found = []
+    for axis, units in groups.axes(role):
+        direction, gain = _normed(model, axis.tensor)
+        if axis.tensor not in groups.followers and (parameter := parameters.get(direction)) is not None:
+            index = _unit_index(units, groups.num_units, parameter.device)
+            found.append(ParameterSlice(direction, parameter, axis.dim, index, gain))
+    return found
 
 
-def _gain_of(model: nn.Module, name: str) -> nn.Parameter | None:
-    """Return what scales a direction under the parametrization `weight_norm`, and under nothing beside it."""
+def _normed(model: nn.Module, name: str) -> tuple[str, nn.Parameter | None]:
+    """Return the direction of a weight under `weight_norm`, given that or its length, and the length.
+
+    This is the parametrization, with none beside it, or the hook of old. Any other parameter is returned as it is.
+    """
     owner, _, leaf = name.rpartition(".")
     holder = model.get_submodule(owner)
-    if not (isinstance(holder, ParametrizationList) and leaf == "original1" and len(holder) == 1):
-        return None
-    gain = holder.original0
-    return gain if isinstance(holder[0], _WeightNorm) and isinstance(gain, nn.Parameter) else None
+    for hook in holder._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm) and leaf in (f"{hook.name}_g", f"{hook.name}_v"):
+            return _as_direction(owner, f"{hook.name}_v", getattr(holder, f"{hook.name}_g"))
+    is_one = isinstance(holder, ParametrizationList) and len(holder) == 1 and isinstance(holder[0], _WeightNorm)
+    return _as_direction(owner, "original1", holder.original0) if is_one else (name, None)
+
+
+def _as_direction(owner: str, leaf: str, gain: object) -> tuple[str, nn.Parameter | None]:
+    return f"{owner}.{leaf}" if owner else leaf, gain if isinstance(gain, nn.Parameter) else None
 
 
 def _unit_index(units: Indices, num_units: int, device: torch.device) -> Tensor:

@@ -47,7 +47,7 @@ def read_checkpoint(path: str | Path | IO[bytes], map_location: Any, weights_onl
 def _unreadable(path: str | Path | IO[bytes], error: Exception, weights_only: bool) -> str:
     lines = str(error).splitlines()
     if weights_only and isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
-        what = next(line.strip() for line in lines if "Unsupported global" in line)
+        what, *_ = [line.strip() for line in lines if "Unsupported global" in line]
         return (
             f"Expected {path} to hold plain data only, but it holds objects ({what[:200]}). If you trust the file, "
             "load it with `weights_only=False`."

@@ -130,7 +130,8 @@ class Holders:
 
     def _prefixes_of(self, named: Mapping[str, Tensor], cut: str, strict: bool) -> list[str]:
         """Return what may precede the names: the name of a module, or else (``strict`` is False) anything."""
-        first = next(key for key, tensor in named.items() if tensor.dim() > 1).removeprefix(cut)
+        name, *_ = [key for key, tensor in named.items() if tensor.dim() > 1]
+        first = name.removeprefix(cut)
         found = (flat.removesuffix(first) for flat in self._flat if flat.endswith(first))
         return list(dict.fromkeys(prefix for prefix in found if not strict or not prefix or prefix[-1] in "._"))
 

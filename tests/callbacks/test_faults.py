@@ -19,6 +19,7 @@ from lightning_taylor_prune.callbacks.strategies import Rewrap
 from lightning_taylor_prune.callbacks.trainer_compat import ValidationRequest
 from lightning_taylor_prune.criteria.taylor import Taylor
 from lightning_taylor_prune.pruning import bookkeeping, prune, pruner
+from lightning_taylor_prune.pruning.move import Move
 from lightning_taylor_prune.pruning.optimizers import OptimizerSwap
 from lightning_taylor_prune.pruning.transaction import Assignment
 from tests.lightning_modules import Classifier, loader, trainer
@@ -29,7 +30,7 @@ BEFORE_THE_END: dict[str, tuple[Any, str]] = {
     "choice": (pruner, "choose"),
     "new tensors": (prune, "_smaller"),
     "attributes": (prune, "_updates"),
-    "tensors": (prune, "_move_tensors"),
+    "tensors": (Move, "items_of_modules"),
     "optimizer": (OptimizerSwap, "commit"),
     "wrapper": (Rewrap, "commit"),
     "history": (bookkeeping, "history_row"),

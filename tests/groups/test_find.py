@@ -199,6 +199,7 @@ INEXACT = {
     "spectral_norm": {"0", "2"},
     "old_spectral_norm": {"0"},
     "weight_norm": {"0", "2"},
+    "recurrent_normalised": {"gru"},
     "cbam": {"stem"},
     "max_over_channels": {"stem"},
     "maxout": {"stem"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from lightning_taylor_prune import find_groups, prune_
-from lightning_taylor_prune.criteria.terms import parameter_slices, signed_sums
 from tests.networks import conv, head
 from tests.oracles import differences, masked_error, random_units, relative_error, state_of, training_step
 
@@ -99,36 +97,6 @@ def test_layers_with_made_weights_are_pruned_as_if_masked(change: Change, transp
 def test_channels_that_a_norm_sums_over_are_not_called_exact(change: Change) -> None:
     """What is left is scaled differently once some are removed."""
     assert not find_groups(network(change), EXAMPLE)["0"].exact
-
-
-@kinds
-@pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transposed"])
-def test_a_score_is_what_the_loss_changes_by_when_the_effective_weight_vanishes(
-    change: Change, transposed: bool
-) -> None:
-    """Along the axis of the norm the direction alone has no effect: the length is what is read."""
-    model = network(change, transposed)
-    groups = find_groups(model, EXAMPLE)
-    model(*EXAMPLE).square().mean().backward()
-    actual = signed_sums(parameter_slices(model, groups, "reader"), groups.num_units)
-    plan_of, expected = groups["0"], []
-    for unit in range(8):
-        expected.append(_slope(model, groups, plan_of.roots[unit]))
-    torch.testing.assert_close(actual[:8], torch.stack(expected), rtol=2e-3, atol=1e-6)
-
-
-def _slope(model: nn.Module, groups: Any, root: int) -> Tensor:
-    """Measure how the loss changes as all that reads a unit is scaled down."""
-    change, step = copy.deepcopy(_leaves(model)).double(), 1e-5
-    example = EXAMPLE[0].double()
-    before = change(example).square().mean()
-    tensors = dict(change.named_parameters())
-    with torch.no_grad():
-        for axis, units in groups.axes("reader"):
-            tensor = tensors.get(axis.tensor)
-            for position in (groups.unit_roots[units] == root).nonzero()[0] if tensor is not None else ():
-                tensor.select(axis.dim, int(position)).mul_(1 - step)
-    return ((before - change(example).square().mean()) / step).detach().float()
 
 
 def _leaves(model: nn.Module) -> nn.Module:

@@ -33,10 +33,10 @@ class Ordered(nn.Sequential):
 
 
 class Valued(nn.Sequential):
-    """Asks a tensor for the size of what it returns."""
+    """Works out the size of what it returns outside of torch."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[:, : int(x.abs().sum().item()) % 2 + 1]
+        return super().forward(x)[:, : int(x.abs().numpy().sum()) % 2 + 1]
 
 
 def small(kind: type[nn.Sequential] = nn.Sequential) -> Built:
