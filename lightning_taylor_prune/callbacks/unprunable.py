@@ -22,6 +22,10 @@ MUCH_LOCKED = 0.5
 """Share of the parameters from which on a warning says that they cannot be pruned, not an information."""
 
 
+_SOME_LOCKED = 0.01
+"""Share from which on layers are named whose channels are outputs, too: returned states hold whole layers."""
+
+
 def analysis_and_reason(
     analyse: Callable[[], Analysed], on_unprunable: OnUnprunable
 ) -> tuple[Analysed | None, str | None]:
@@ -44,7 +48,7 @@ def analysis_and_reason(
         return None, f"nothing can be pruned. {error}"
     much = groups.locked_share > MUCH_LOCKED
     share = f"{groups.locked_share:.0%} of the parameters cannot be pruned."
-    lines = [share, *locked_lines(groups, with_outputs=much or not groups.num_units)]
+    lines = [share, *locked_lines(groups, with_outputs=groups.locked_share >= _SOME_LOCKED or not groups.num_units)]
     if not groups.num_units and on_unprunable == "error":
         raise MisconfigurationException("\n".join(lines))
     if len(lines) > 1:

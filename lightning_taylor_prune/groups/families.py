@@ -101,15 +101,40 @@ def layer_name(tensor: str) -> str:
 
 
 def locked_channels(structure: Structure) -> Mapping[tuple[str, str], int]:
-    """Return how many channels each writer cannot lose, by (layer, reason)."""
+    """Return how many channels each layer cannot lose, by (layer, reason).
+
+    These are the channels that weights write. Of another parameter that no unit touches (a normalisation of the
+    network's input, say, or one that is returned) those along its first locked axis are named, unless a weight that is
+    named writes them, or its layer is named already.
+    """
     propagation = structure.propagation
-    locked = propagation.locked
     table: dict[tuple[str, str], int] = {}
+    named = _prunable(structure)
     for number in propagation.writers:
-        axis = propagation.axes[number]
-        roots, counts = np.unique(structure.roots_on(number), return_counts=True)
-        for root, count in zip(roots.tolist(), counts.tolist(), strict=True):
-            if root in locked:
-                key = (layer_name(axis.tensor), locked[root])
-                table[key] = table.get(key, 0) + count
+        _count_locked(structure, number, table)
+        named[structure.roots_on(number)] = True
+    layers = {layer for layer, _ in table}
+    for tensor, axes in _axes_of_parameters(structure).items():
+        locked = [n for n in axes if not propagation.locked.keys().isdisjoint(structure.roots_on(n).tolist())]
+        if locked and layer_name(tensor) not in layers and not any(named[structure.roots_on(n)].any() for n in axes):
+            _count_locked(structure, locked[0], table)
+            layers.add(layer_name(tensor))
     return table
+
+
+def _axes_of_parameters(structure: Structure) -> dict[str, list[int]]:
+    """Return the numbers of the axes of every parameter."""
+    found: dict[str, list[int]] = {}
+    for number, axis in enumerate(structure.propagation.axes):
+        if axis.tensor in structure.propagation.traces[0].is_parameter:
+            found.setdefault(axis.tensor, []).append(number)
+    return found
+
+
+def _count_locked(structure: Structure, number: int, table: dict[tuple[str, str], int]) -> None:
+    """Count the locked positions of an axis for its layer."""
+    locked, name = structure.propagation.locked, layer_name(structure.propagation.axes[number].tensor)
+    roots, counts = np.unique(structure.roots_on(number), return_counts=True)
+    for root, count in zip(roots.tolist(), counts.tolist(), strict=True):
+        if root in locked:
+            table[name, locked[root]] = table.get((name, locked[root]), 0) + count

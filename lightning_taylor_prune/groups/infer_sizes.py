@@ -8,6 +8,7 @@ that equals it. The inference is accepted if the dry run then gets further.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from lightning_taylor_prune.groups.call_places import CallPlace
 from lightning_taylor_prune.groups.changes import SizeRule, proportional
@@ -25,10 +26,13 @@ _OPERATORS_BACK, _OPERATORS_AHEAD = 40, 10
 _DEPTH = 3
 """How many integers are changed together, at most, for the code to get past one operator."""
 
+_MOST_STEPS = 12
+"""How many sets of integers are gone on from, at most; what is found is mostly found in the first one or two."""
+
 
 def find_size_rules(trial: Trial, divergence: Divergence) -> tuple[SizeRule, ...]:
     """Return rules with which the network's code gets past an operator at which it failed; ``()`` if there are none."""
-    return _search(trial, divergence, (), frozenset({_line(divergence)}), _DEPTH)
+    return _search(trial, divergence)
 
 
 def find_rewriting(trial: Trial, divergence: Divergence) -> tuple[tuple[str, ...], tuple[SizeRule, ...]]:
@@ -46,11 +50,45 @@ def find_rewriting(trial: Trial, divergence: Divergence) -> tuple[tuple[str, ...
     return (), ()
 
 
-def _search(
-    trial: Trial, stuck: Divergence, chosen: tuple[SizeRule, ...], seen: frozenset[str], depth: int
-) -> tuple[SizeRule, ...]:
-    """Try rules, the likeliest first; continue from those that only reach another line before the same operator."""
-    further: list[tuple[tuple[SizeRule, ...], Divergence]] = []
+class _Step(NamedTuple):
+    """Rules with which the network's code only reaches another line before the same operator.
+
+    Attributes:
+        rules: The rules.
+        stuck: Where the code fails with them.
+        seen: The lines that it has reached so far.
+    """
+
+    rules: tuple[SizeRule, ...]
+    stuck: Divergence
+    seen: frozenset[str]
+
+
+def _search(trial: Trial, stuck: Divergence) -> tuple[SizeRule, ...]:
+    """Try rules, the likeliest first; then go on from those that reach another line, few rules before many.
+
+    What fails at a size that is wrong reaches a line of its own with every integer: the number of steps is bounded, as
+    there are more ways to choose several integers than anybody wants to wait for.
+    """
+    steps = [_Step((), stuck, frozenset({_line(stuck)}))]
+    begun: set[frozenset[SizeRule]] = set()
+    for _ in range(_DEPTH):
+        further: list[_Step] = []
+        for step in steps:
+            if frozenset(step.rules) in begun:
+                continue  # the same rules were chosen in another order
+            if len(begun) == _MOST_STEPS:
+                return ()
+            begun.add(frozenset(step.rules))
+            if found := _passes(trial, step, further):
+                return found
+        steps = further
+    return ()
+
+
+def _passes(trial: Trial, step: _Step, further: list[_Step]) -> tuple[SizeRule, ...]:
+    """Return rules with which the code gets past the operator, ``()`` if none; adds the steps to go on from."""
+    chosen, stuck, seen = step
     tried: set[tuple[str, str, int | None]] = set()
     for rule in _candidates(trial, stuck, chosen):
         if (effect := (rule.module, rule.path, trial.value(rule))) in tried:
@@ -63,11 +101,8 @@ def _search(
             outcome = alone if len(rules) == 1 else trial.run((*chosen, *rules))
             if outcome is None or outcome.site > stuck.site:
                 return (*chosen, *rules)
-            if outcome.site == stuck.site and _line(outcome) not in seen:
-                further.append(((*chosen, *rules), outcome))
-    for rules, outcome in further if depth > 1 else ():
-        if found := _search(trial, outcome, rules, seen | {_line(outcome)}, depth - 1):
-            return found
+            if outcome.site == stuck.site and (line := _line(outcome)) not in seen:
+                further.append(_Step((*chosen, *rules), outcome, seen | {line}))
     return ()
 
 

@@ -122,6 +122,8 @@ def propagate(
     )
 
 
+_CACHED = "is returned in a cache of keys and values; call the network with `use_cache=False` to prune it in training"
+
 _SCRIPTED = "belongs to a scripted module, which cannot change its shapes"
 
 
@@ -180,9 +182,11 @@ class _Run:
             if isinstance(self._values.get(node), Labels) and isinstance(node.meta["val"], Tensor):  # or a number
                 self._sharing.setdefault(_storage_of(node), []).append(node)
         why = f"is an output of `{trace.call.module}`, and the code that uses it cannot be traced"
+        if not trace.call.is_submodule:
+            why = "is an output of the network"
         for node in trace.outputs:
             for f in self._values[node].fields:
-                space.lock(f, why if trace.call.is_submodule else "is an output of the network")
+                space.lock(f, _CACHED if node in trace.cached else why)
         for entry in trace.stored:
             self._keep_stored(entry)
 

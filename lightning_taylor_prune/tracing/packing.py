@@ -10,12 +10,14 @@ from torch import Tensor
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 
+from lightning_taylor_prune.tracing.recurrence import RECURRENT
+
 
 def call_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an operator on fake tensors, under their mode.
 
     Sequences that are packed count as equally long, each as long as the longest: which channels belong together does
-    not depend on lengths. Costs are then those of a batch without padding.
+    not depend on lengths. Costs are then those of a batch without padding. Recurrent layers run one time step.
     """
     instead = _ON_FAKES.get(func)
     result = instead(*args, **kwargs) if instead is not None else None
@@ -50,7 +52,8 @@ def _known(mode: FakeTensorMode, length: int, value: int) -> Tensor:
     return mode.fake_tensor_converter.from_real_tensor(mode, values, make_constant=True)
 
 
-_ON_FAKES: dict[Any, Callable[..., tuple[Tensor, Tensor] | None]] = {
+_ON_FAKES: dict[Any, Callable[..., Any]] = {
+    **RECURRENT,
     torch.ops.aten._pack_padded_sequence.default: _pack,
     torch.ops.aten._pad_packed_sequence.default: _unpack,
 }

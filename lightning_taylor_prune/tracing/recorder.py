@@ -78,6 +78,7 @@ class Trace:
             (file and line of the user's code) and ``meta["module"]``.
         ops: The operator nodes in the order of execution.
         outputs: Nodes whose values the network returns.
+        cached: Those of them that it returns in a cache of keys and values.
         stored: Tensors that the network stored in attributes of its modules or around them.
         is_parameter: Names of the tensors that are parameters, not buffers.
         aliases: All names of the modules that have several, by the first of them.
@@ -95,6 +96,7 @@ class Trace:
     graph: Graph = field(default_factory=Graph)
     ops: list[Node] = field(default_factory=list)
     outputs: list[Node] = field(default_factory=list)
+    cached: frozenset[Node] = frozenset()
     stored: list[StoredTensor] = field(default_factory=list)
     is_parameter: frozenset[str] = frozenset()
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

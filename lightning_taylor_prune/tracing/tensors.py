@@ -37,6 +37,28 @@ def find_tensors(value: Any) -> list[Tensor]:
     return list(reversed(found.values()))
 
 
+def find_caches(value: Any) -> list[Any]:
+    """Return the caches of keys and values in a network's result: by their class, or by the name that outputs give."""
+    found: list[Any] = []
+    seen: set[int] = set()
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if id(item) in seen or isinstance(item, (Tensor, str, bytes, int, float, type, nn.Module)):
+            continue
+        seen.add(id(item))
+        if "Cache" in type(item).__name__:
+            found.append(item)
+        else:
+            named = item if isinstance(item, Mapping) else getattr(item, "__dict__", {})
+            found.extend(named[name] for name in _CACHES if name in named)
+            stack.extend(_children(item))
+    return found
+
+
+_CACHES = ("past_key_values", "past_key_value")
+
+
 def _children(item: Any) -> list[Any]:
     if isinstance(item, Mapping):
         return list(item.values())

@@ -108,3 +108,18 @@ def test_a_small_locked_share_is_an_information(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO, "lightning.pytorch"):
         losses(Resized(), TaylorPruningCallback(every_n_steps=100))
     assert any("of the parameters cannot be pruned" in r.message for r in caplog.records)
+
+
+def test_outputs_that_hold_whole_layers_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    class AlsoReturned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.free, self.held, self.last = nn.Linear(64, 32), nn.Linear(64, 12), nn.Linear(32, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1)
+            return self.last(self.free(x).relu()) + self.held(x).view(-1, 3, 4).sum(1)
+
+    with caplog.at_level(logging.INFO, "lightning.pytorch"):
+        losses(AlsoReturned(), TaylorPruningCallback(every_n_steps=100))
+    assert any("held (12)" in r.message for r in caplog.records)

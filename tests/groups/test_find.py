@@ -13,10 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_taylor_prune.cost import flop_counter
 from lightning_taylor_prune.errors import VerificationError
+from lightning_taylor_prune.groups.families import layer_name
 from lightning_taylor_prune.groups.find import find_groups
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.pruning.prune import prune_
@@ -87,7 +88,7 @@ EXPECTED: dict[str, tuple[dict[str, int], dict[str, list[tuple[int, str]]]]] = {
     "dense_concat": ({"stem": 10, "a": 6, "b": 6}, {"head.2": [(5, "output")]}),
     "squeeze_excite": ({"stem": 12, "squeeze": 6}, {"last": [(5, "output")]}),
     "squeeze_excite_linear": ({"stem": 12, "squeeze": 6}, {"last": [(5, "output")]}),
-    "cbam": ({"stem": 12}, {"last": [(5, "output")]}),
+    "cbam": ({"stem": 12}, {"last": [(5, "output")], "spatial": [(2, "aten.conv2d")]}),
     "max_over_channels": ({"stem": 12}, {"last": [(5, "output")]}),
     "gate_by_expand": ({"stem": 12}, {"last": [(5, "output")]}),
     "gate_by_expand_constant": ({}, {"stem": [(12, "aten.mul")], "last": [(5, "output")]}),
@@ -132,15 +133,18 @@ EXPECTED: dict[str, tuple[dict[str, int], dict[str, list[tuple[int, str]]]]] = {
     ),
     "weight_standardised": ({"stem": 12}, {"last": [(5, "output")]}),
     "weight_standardised_by_batch_norm": ({"0": 10, "4": 12, "6": 14}, {"8.2": [(5, "output")]}),
-    "weight_standardised_in_rows": ({"stem": 12, "middle": 10}, {"last": [(5, "output")]}),
-    "weight_standardised_at_once": ({"stem": 12, "middle": 10}, {"last": [(5, "output")]}),
-    "weight_standardised_axis_by_axis": ({"stem": 12, "middle": 10}, {"last": [(5, "output")]}),
-    "weight_standardised_as_layer": ({"stem": 12, "middle": 10}, {"last": [(5, "output")]}),
+    "weight_standardised_in_rows": ({"stem": 12, "middle": 10}, {"last": [(5, "output")], "middle": [(10, "output")]}),
+    "weight_standardised_at_once": ({"stem": 12, "middle": 10}, {"last": [(5, "output")], "middle": [(10, "output")]}),
+    "weight_standardised_axis_by_axis": (
+        {"stem": 12, "middle": 10},
+        {"last": [(5, "output")], "middle": [(10, "output")]},
+    ),
+    "weight_standardised_as_layer": ({"stem": 12, "middle": 10}, {"last": [(5, "output")], "middle": [(10, "output")]}),
     "tied_weights": ({"encoder": 12}, {"last": [(5, "output")]}),
     "tied_transposed": ({"encoder": 12}, {"encoder": [(9, "aten.linear")]}),
     "embedding": ({"table": 12}, {"last": [(5, "output")]}),
     "used_twice": ({"stem": 12}, {"last": [(5, "output")]}),
-    "never_called": ({"stem": 12}, {"last": [(5, "output")]}),
+    "never_called": ({"stem": 12}, {"last": [(5, "output")], "spare": [(10, "output")]}),
     "inner_product": ({}, {"a": [(12, "aten.matmul")], "b": [(12, "aten.matmul")], "last": [(5, "output")]}),
     "bilinear": ({"a": 12, "b": 8, "both": 10}, {"last": [(5, "output")]}),
     "max_unpool": ({"stem": 12}, {"last": [(5, "output")]}),
@@ -261,11 +265,49 @@ def test_what_is_locked_says_why_and_where(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_writer_is_in_a_group_or_locked(name: str) -> None:
     groups = analysed(name)
-    writers = groups.structure.propagation.writers
+    axes, writers = groups.structure.propagation.axes, groups.structure.propagation.writers
     free = sum(int((groups.units_on(number) >= 0).sum()) for number in writers)
-    assert free + sum(entry.num_channels for entry in groups.locked) == sum(
-        groups.structure.propagation.axes[number].size for number in writers
-    )
+    layers = {layer_name(axes[number].tensor) for number in writers}
+    counted = [entry for entry in groups.locked if entry.name in layers and "is not used" not in entry.reason]
+    locked = sum(entry.num_channels for entry in counted)
+    assert free + locked == sum(axes[number].size for number in writers)
+
+
+def unexplained(groups: ChannelGroups) -> list[str]:
+    """Return the parameters that no unit touches, and of which nothing says why."""
+    structure = groups.structure
+    named = {entry.name for entry in groups.locked}
+    roots_of: dict[str, set[int]] = {}
+    for number, axis in enumerate(structure.propagation.axes):
+        roots_of.setdefault(axis.tensor, set()).update(structure.roots_on(number).tolist())
+    explained = {*groups.unit_roots.tolist()}
+    for tensor, roots in roots_of.items():
+        if layer_name(tensor) in named:
+            explained |= roots
+    parameters = structure.propagation.traces[0].is_parameter
+    return [name for name, roots in roots_of.items() if name in parameters and explained.isdisjoint(roots)]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_parameter_is_in_a_group_or_explained(name: str) -> None:
+    assert unexplained(analysed(name)) == []
+
+
+class LockedWithoutWriter(nn.Module):
+    """Parameters whose channels no weight writes: of a normalisation before a fixed state, and one that is returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.cell, self.last = nn.LayerNorm(8), nn.LSTMCell(8, 12), nn.Linear(12, 3)
+        self.returned = nn.Parameter(torch.ones(4, 6))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.last(self.cell(self.norm(x))[0]), self.returned
+
+
+def test_parameters_are_explained_whose_channels_no_weight_writes() -> None:
+    locked = find_groups(LockedWithoutWriter(), torch.zeros(2, 8)).locked
+    assert {entry.name: entry.num_channels for entry in locked} == {"last": 3, "norm": 8, "returned": 4}
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
@@ -393,3 +435,28 @@ def test_units_of_every_group_can_be_removed_one_by_one_and_all_but_one(name: st
     assert [groups.verify(model, groups.plan(removed)) for removed in [*singly, *mostly]] == [None] * (
         len(singly) + len(mostly)
     )
+
+
+class KeysCache:
+    """Holds keys, as caches of language models do."""
+
+    def __init__(self, keys: Tensor) -> None:
+        self.keys = keys
+
+
+class Cached(nn.Module):
+    """Returns its keys if that is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.last = nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor, use_cache: bool = True) -> dict[str, Any]:
+        keys = self.keys(x)
+        return {"logits": self.last(keys), **({"past_key_values": KeysCache(keys)} if use_cache else {})}
+
+
+def test_a_returned_cache_locks_and_says_how_to_do_without() -> None:
+    locked = find_groups(Cached(), torch.zeros(2, 8)).locked
+    assert "`use_cache=False`" in {entry.name: entry.reason for entry in locked}["keys"]
+    assert "keys" in find_groups(Cached(), torch.zeros(2, 8), {"use_cache": False})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_taylor_prune import TaylorPruningCallback, find_groups, load_pruned, prune_
-from lightning_taylor_prune.groups import search
+from lightning_taylor_prune.groups import infer_sizes, search
 from lightning_taylor_prune.groups.trial import Trial
 from lightning_taylor_prune.modules.sizes import find_sizes, size_at, size_updates
 from tests.lightning_modules import Classifier, loader, trainer
@@ -304,3 +304,24 @@ def test_what_is_inferred_of_a_line_in_one_block_is_not_tried_in_the_others(monk
     monkeypatch.setattr(search, "find_rewriting", lambda *args: asked.append(args) or find_rewriting(*args))
     find_groups(Network(HardCoded, depth=5), TOKENS.float())
     assert len(asked) == 1
+
+
+class NothingFits(Attention):
+    """Fails at another line with every one of its integers, and gets past it with none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.several = [12] * 6
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        width = 3 + 7 * abs(sum(self.several) - 72)
+        q, k, v = self.qkv(x).view(b, n, 3, 4, width).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, 4 * width))
+
+
+def test_the_search_for_several_integers_is_bounded(monkeypatch) -> None:
+    steps, passes = Counter(), infer_sizes._passes
+    monkeypatch.setattr(infer_sizes, "_passes", lambda *args: steps.update([id(args[0])]) or passes(*args))
+    find_groups(Network(NothingFits, depth=1), TOKENS.float())
+    assert max(steps.values()) == infer_sizes._MOST_STEPS
