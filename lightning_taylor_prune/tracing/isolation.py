@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lightning_taylor_prune.tracing.surroundings import Surroundings
-from lightning_taylor_prune.tracing.undo import CONTAINERS, restore_container
+from lightning_taylor_prune.tracing.undo import CONTAINERS, KINDS, Content, content_of, is_same, restore_container
 
 
 class Stored(NamedTuple):
@@ -46,9 +46,10 @@ class Snapshot:
         self.root = root
         self._saved = [(name, m, dict(m.__dict__), _contents(m)) for name, m in root.named_modules()]
         found = {id(value): (value, content) for *_, contents in self._saved for _, value, content in contents}
-        self._empty = [value for value, content in found.values() if content is None]
-        self._dicts = [value for value, content in found.values() if isinstance(content, dict)]
-        self._others = [pair for pair in found.values() if pair[1] is not None and not isinstance(pair[1], dict)]
+        empty = {key for key, (value, content) in found.items() if type(value) in KINDS and not content[1]}
+        self._empty = [found[key][0] for key in empty]
+        self._dicts = [value for key, (value, _) in found.items() if key not in empty and isinstance(value, dict)]
+        self._others = [pair for key, pair in found.items() if key not in empty and not isinstance(pair[0], dict)]
         self._items = self._items_now()
 
     def restore(self) -> list[Stored]:
@@ -66,16 +67,16 @@ class Snapshot:
         return (
             not any(self._empty)
             and all(map(_same_objects, self._items_now(), self._items))
-            and all(_is_same(value, content) for value, content in self._others)
+            and all(is_same(content_of(value), content) for value, content in self._others)
         )
 
     def _items_now(self) -> tuple[list[int], list[Any], list[Any]]:
         """Return the lengths, the keys and the values of all dictionaries that were not empty."""
         dicts = [*(module.__dict__ for _, module, *_ in self._saved), *self._dicts]
         return (
-            [*map(len, dicts)],
-            [*chain.from_iterable(dicts)],
-            [*chain.from_iterable(held.values() for held in dicts)],
+            [*map(dict.__len__, dicts)],
+            [*chain.from_iterable(map(dict.__iter__, dicts))],
+            [*chain.from_iterable(map(dict.values, dicts))],
         )
 
 
@@ -163,39 +164,31 @@ _MADE_ANEW = frozenset({"_flat_weights", "_flat_weight_refs"})
 """Where torch's recurrent layers list their weights; every forward pass sees to that."""
 
 
-def _contents(module: nn.Module) -> list[tuple[str, Any, Any]]:
-    """Return every container in a module's attributes, also nested ones, with a copy (``None`` if it is empty).
-
-    Each comes with the name of the attribute.
-    """
-    found: dict[int, tuple[str, Any, Any]] = {}
+def _contents(module: nn.Module) -> list[tuple[str, Any, Content]]:
+    """Return every container in a module's attributes, also nested ones: the attribute, itself, and what it holds."""
+    found: dict[int, tuple[str, Any, Content]] = {}
     stack = list(module.__dict__.items())
     while stack:
         name, value = stack.pop()
         if isinstance(value, CONTAINERS) and id(value) not in found:
-            found[id(value)] = (name, value, value.copy() if value else None)
-        elif not isinstance(value, tuple):
-            continue
-        stack.extend((name, item) for item in (value.values() if isinstance(value, dict) else value))
+            found[id(value)] = (name, value, content_of(value))
+            stack.extend((name, item) for item in found[id(value)][2][1])
+        elif isinstance(value, tuple):
+            stack.extend((name, item) for item in tuple.__iter__(value))
     return list(found.values())
 
 
 def _restore(
-    module: nn.Module, attributes: Mapping[str, Any], contents: Sequence[tuple[str, Any, Any]]
+    module: nn.Module, attributes: Mapping[str, Any], contents: Sequence[tuple[str, Any, Content]]
 ) -> list[tuple[str, Any, Any]]:
     """Put a module back; returns the changed attributes: names, values, and what they were instead."""
     changed = {key: value for key, value in module.__dict__.items() if attributes.get(key, _ABSENT) is not value}
     leaked = [(key, value, attributes.get(key)) for key, value in changed.items() if key not in _MADE_ANEW]
     for name, value, content in contents:
-        if value or content:
-            leaked.extend((name, item, None) for item in restore_container(value, content))
+        leaked.extend((name, item, None) for item in restore_container(value, content))
     module.__dict__.clear()
     module.__dict__.update(attributes)
     return leaked
-
-
-def _is_same(value: Any, content: Any) -> bool:
-    return bool(value == content) if isinstance(value, set) else _same_objects(value, content)
 
 
 def _same_objects(a: Any, b: Any) -> bool:

@@ -21,6 +21,8 @@ from lightning_taylor_prune.tracing.undo import (
     Slots,
     Undo,
     cell_content,
+    content_of,
+    size_of,
     slots_of,
     undo_all,
 )
@@ -83,10 +85,12 @@ def _objects_in(values: Iterable[Any]) -> Iterator[Any]:
     stack, seen = list(values), set()
     while stack:
         value = stack.pop()
-        if isinstance(value, (*CONTAINERS, tuple)):
-            if id(value) not in seen and len(value) <= LARGEST_CONTAINER:
+        if isinstance(value, CONTAINERS):
+            if id(value) not in seen and size_of(value) <= LARGEST_CONTAINER:
                 seen.add(id(value))
-                stack.extend(value.values() if isinstance(value, dict) else value)
+                stack.extend(content_of(value)[1])
+        elif isinstance(value, tuple):
+            stack.extend(tuple.__iter__(value))
         elif type(value) not in _PLAIN:
             yield value
 
@@ -146,10 +150,10 @@ class _Walk:
         return self._class(value) if isinstance(value, type) else self._object(value)
 
     def _container(self, value: Any) -> Iterable[Any]:
-        if len(value) > LARGEST_CONTAINER:
+        if size_of(value) > LARGEST_CONTAINER:
             return ()
         self.places.append(value)
-        return list(value.values()) if isinstance(value, dict) else list(value)
+        return content_of(value)[1]
 
     def _function(self, function: FunctionType) -> Iterable[Any]:
         if self._is_passed_over(function.__module__):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import gc
+import operator
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from types import CellType, FunctionType, ModuleType
 from typing import Any
@@ -18,6 +19,11 @@ Undo = Callable[[], list[Any]]
 """Puts a place back as it was, and returns what had been put there."""
 
 CONTAINERS = (dict, list, set, deque)
+KINDS = (OrderedDict, *CONTAINERS)
+"""The built-in kinds, each before what it derives from: an ``OrderedDict`` keeps an order of its own."""
+
+Content = tuple[list[Any], list[Any]]
+"""What a container holds: keys, if it has any, and items."""
 
 
 class Slots:
@@ -61,7 +67,7 @@ def undo_all(places: Sequence[Any]) -> list[Undo]:
 
 def _undo_of(place: Any) -> Undo:
     if isinstance(place, CONTAINERS):
-        return functools.partial(restore_container, place, place.copy() if place else None)
+        return functools.partial(restore_container, place, content_of(place))
     if isinstance(place, Global):
         return functools.partial(_restore_global, place, place.namespace.get(place.name, EMPTY))
     if isinstance(place, Slots):
@@ -81,25 +87,47 @@ def _undo_of(place: Any) -> Undo:
     return functools.partial(_forget_fakes, place, place.cache_info().misses)
 
 
-def restore_container(value: Any, content: Any) -> list[Any]:
+def restore_container(value: Any, content: Content) -> list[Any]:
     """Put a container back; returns what it held where that differs."""
-    if not value and not content:
+    now = content_of(value)
+    if is_same(now, content):
         return []
-    if value == content if isinstance(value, set) else _same_items(value, content):
-        return []
-    leaked = list(value.values()) if isinstance(value, dict) else list(value)
-    value.clear()
-    if content:
-        value.extend(content) if isinstance(value, (list, deque)) else value.update(content)
-    return leaked
+    kind, (keys, items) = _kind_of(value), content
+    kind.clear(value)
+    if issubclass(kind, dict):
+        for key, item in zip(keys, items, strict=True):
+            kind.__setitem__(value, key, item)
+    else:
+        (kind.update if kind is set else kind.extend)(value, items)
+    return now[1]
 
 
-def _same_items(value: Any, content: Any) -> bool:
-    if content is None or len(value) != len(content):
-        return False
-    if isinstance(value, dict):
-        return all(k in content and content[k] is v for k, v in value.items())
-    return all(a is b for a, b in zip(value, content, strict=True))
+def content_of(value: Any) -> Content:
+    """Return what a container holds.
+
+    Never by a method that a class of the user's has in place of the built-in one, which may do anything: a table of
+    classes, say, may make an object of one whenever it is asked for it.
+    """
+    kind = _kind_of(value)
+    keys = list(kind.__iter__(value))
+    if kind is dict:
+        return keys, list(dict.values(value))
+    return (keys, [dict.__getitem__(value, key) for key in keys]) if kind is OrderedDict else ([], keys)
+
+
+def size_of(value: Any) -> int:
+    """Return how many items a container holds."""
+    size: int = _kind_of(value).__len__(value)
+    return size
+
+
+def _kind_of(value: Any) -> Any:
+    return next(kind for kind in KINDS if isinstance(value, kind))
+
+
+def is_same(a: Content, b: Content) -> bool:
+    """Whether two containers hold the same objects, in the same order."""
+    return all(len(x) == len(y) and all(map(operator.is_, x, y)) for x, y in zip(a, b, strict=True))
 
 
 def _restore_global(place: Global, value: Any) -> list[Any]:
