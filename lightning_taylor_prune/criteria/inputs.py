@@ -165,11 +165,17 @@ def layers_reading(
 
 def _of_input(terms: Sequence[ParameterSlice]) -> list[ParameterSlice]:
     """Return a layer's terms that read its input: its weight's first, and those of the same units."""
-    weight = next((t for t in terms if "weight" in t.name.rpartition("parametrizations.")[2].split(".")), None)
+    weight = next((t for t in terms if _is_weight(t.name)), None)
     if weight is None:
         return []
     same = weight.units.unique()
     return [weight, *(t for t in terms if t is not weight and t.units.unique().equal(same))]
+
+
+def _is_weight(name: str) -> bool:
+    """Whether a parameter is a layer's weight, or what a parametrization or a hook (``weight_orig``) makes it of."""
+    parts = name.rpartition("parametrizations.")[2].split(".")
+    return "weight" in parts or parts[-1].startswith("weight_")
 
 
 def _is_silent(module: nn.Module, term: ParameterSlice) -> bool:
