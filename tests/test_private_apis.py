@@ -24,7 +24,7 @@ import pytest
 import rich
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Callback, RichProgressBar, StochasticWeightAveraging
+from lightning.pytorch.callbacks import Callback, ModelPruning, RichProgressBar, StochasticWeightAveraging
 from lightning.pytorch.callbacks.progress import rich_progress
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -440,6 +440,14 @@ def averaging_callback_keeps_its_copy_of_the_module() -> None:
     average = StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)
     trainer(average, max_epochs=2).fit(Classifier(), loader())
     assert (type(average._average_model), type(average).__name__) == (Classifier, "StochasticWeightAveraging")
+
+
+@relies_on("_original_layers", "ModelPruning")
+def masking_callback_keeps_a_copy_of_every_layer_by_its_identity() -> None:
+    masks, module = ModelPruning("l1_unstructured", amount=0.2, make_pruning_permanent=False), Classifier()
+    trainer(masks, max_epochs=1).fit(module, loader())
+    held = masks._original_layers[id(module.network[3])]["data"]
+    assert (held.weight.shape, type(masks).__name__) == (module.network[3].weight_orig.shape, "ModelPruning")
 
 
 @relies_on("torch._dynamo", "OptimizedModule")

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from lightning_taylor_prune.callbacks.masks import layers_of_masks
 from lightning_taylor_prune.errors import ArgumentError, PruningWarning
 from lightning_taylor_prune.modules.likeness import ALIKE, correlation, named_as_average, sums
 from lightning_taylor_prune.pruning.beside import copy_named
@@ -62,7 +63,9 @@ class FollowingCopies:
         """Return the copies that follow the training; one that was made since then does if its values are alike."""
         holders, averages = Holders(pl_module), {id(module) for module in _averages(trainer)}
         named = [copy for value in self._values(pl_module) if (copy := _named(holders, value)) is not None]
-        known = {id(copy.holder) for copy in named}
+        layers = dict(layers_of_masks(trainer, pl_module))
+        named += layers.values()
+        known = {*layers, *(id(copy.holder) for copy in named)}
         found = [copy for copy in holders.copies(_roots(trainer, pl_module)) if id(copy.holder) not in known]
         return [*named, *(c for c in found if id(c.holder) in averages or self._follows(c, pl_module))]
 

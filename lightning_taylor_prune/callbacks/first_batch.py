@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -72,6 +73,12 @@ class FirstBatchRecorder:
         self._recorder = self._step = None
         self._by_step, self._analyses = False, 0
         self._forget_news()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Record nothing in here."""
+        with contextlib.nullcontext() if self._recorder is None else self._recorder.paused():
+            yield
 
     def _forget_news(self) -> None:
         self._new_steps, self._news_so_far = [], 0

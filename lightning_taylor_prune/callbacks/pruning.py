@@ -245,6 +245,7 @@ class TaylorPruningCallback(ResumablePruning):
 
     def _begin_if_new(self, pl_module: LightningModule) -> None:
         """Analyse the network at the first batch, and at one that calls it in other ways before the first prune."""
+        self._follow_renamed(pl_module, self._first_batch)
         news = [] if self.history else self._first_batch.news_of_this_rank(self._ranks)
         if self.pruner is None or news:
             self._begin(pl_module, news or None)
@@ -262,9 +263,7 @@ class TaylorPruningCallback(ResumablePruning):
             with as_misconfiguration():
                 self.pruner = Pruner.of_groups(pl_module, self.settings, *found, ranks)
             self.pruner.twins = self._copies.twins or self.pruner.twins
-            if self._resumed:
-                self.pruner.load_progress(self._resumed)
-                self._resumed = {}
+            self._go_on_with_progress(pl_module)
             self.filters_before = self.pruner.groups.unpruned().filters
         if reason is not None:
             self._stop(reason, warn=True)

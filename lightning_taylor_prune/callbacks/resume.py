@@ -19,8 +19,15 @@ from lightning_taylor_prune.callbacks.arguments import (
     structure_of,
 )
 from lightning_taylor_prune.callbacks.copies import copies_of_module
+from lightning_taylor_prune.callbacks.first_batch import FirstBatchRecorder
+from lightning_taylor_prune.callbacks.masks import cut_layers_of_masks
 from lightning_taylor_prune.callbacks.metrics import log_rows, validation_metrics
-from lightning_taylor_prune.callbacks.trainer_compat import check_launcher, own_attributes
+from lightning_taylor_prune.callbacks.trainer_compat import (
+    analysing,
+    check_launcher,
+    own_attributes,
+    warnings_of_first_rank,
+)
 from lightning_taylor_prune.callbacks.unprunable import reason_to_stop
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.pruning.checkpoint import KEY, attributes_inside, set_attributes_of
@@ -163,6 +170,19 @@ class ResumablePruning(Callback):
         else:
             rank_zero_warn("The network was changed since the last `fit`, and is analysed and pruned as a new one.")
             self._forget()
+
+    def _go_on_with_progress(self, pl_module: LightningModule) -> None:
+        """Take up the history and the scores of a checkpoint, if training goes on from one."""
+        if self._resumed and self.pruner is not None:
+            self.pruner.load_progress(self._resumed)
+            cut_layers_of_masks(pl_module.trainer, pl_module, self.pruner.groups)
+            self._resumed = {}
+
+    def _follow_renamed(self, pl_module: LightningModule, recorder: FirstBatchRecorder) -> None:
+        """Analyse the network anew if its parameters have got other names: `ModelPruning` puts masks on them."""
+        if self.pruner is not None and self.pruner.is_renamed:
+            with recorder.paused(), analysing(pl_module), warnings_of_first_rank():
+                self.pruner.analyse_renamed()
 
     def _intervals_at(self, step: int) -> int:
         return max(step - self.start_step, 0) // self.every_n_steps

@@ -168,7 +168,7 @@ class PerExampleSums:
 
     def _take(self, terms: Sequence[ParameterSlice], activation: Tensor, gradient: Tensor, axis: int) -> None:
         """Add one layer's activation times gradient to its units."""
-        if (task := torch._C._current_graph_task_id()) != self._task:
+        if (task := self._inputs.backward_pass()) != self._task:
             self._fold()  # another backward pass: other examples
             self._task = task
         if axis == 0:  # no batch

@@ -31,6 +31,7 @@ class ReaderInputs:
     def __init__(self, layers: Iterable[tuple[nn.Module, Sequence[ParameterSlice]]], take: Take) -> None:
         self._take = take
         self._overwritten: set[nn.Module] = set()
+        self._outer: dict[int, int] = {}
         self._handles = [
             module.register_forward_pre_hook(OwnHook(self._watcher(module, terms, axis)))
             for module, terms in layers
@@ -53,11 +54,30 @@ class ReaderInputs:
                 return None  # a copy, the network's input, an evaluation, or the fake tensors of a dry run
             if x.shape[axis] != len(terms[0].units):
                 return None
-            own, read = x.view_as(x), self._kept(module, x)
-            own.register_hook(lambda gradient: self._take(terms, read(), gradient, axis % x.dim()))
+            own, read, outer = x.view_as(x), self._kept(module, x), self._note_recomputation()
+
+            def arrived(gradient: Tensor) -> None:
+                self._outer[torch._C._current_graph_task_id()] = outer
+                self._take(terms, read(), gradient, axis % x.dim())
+
+            own.register_hook(arrived)
             return (own, *args[1:])
 
         return hook
+
+    def _note_recomputation(self) -> int:
+        """Return the backward pass in which a layer runs, as a checkpointed one does again; -1 in a forward pass."""
+        running = torch._C._current_graph_task_id()
+        if running < 0:
+            self._outer.clear()
+        return running
+
+    def backward_pass(self) -> int:
+        """Return a number of the backward pass that the user has started: reentrant checkpoints start others in it."""
+        number = torch._C._current_graph_task_id()
+        while (outer := self._outer.get(number, -1)) not in (-1, number):
+            number = outer
+        return number
 
     def _kept(self, module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
         """Return what returns the input as the layer reads it; NaN if it is overwritten, which is then expected.
@@ -165,11 +185,17 @@ def layers_reading(
 
 def _of_input(terms: Sequence[ParameterSlice]) -> list[ParameterSlice]:
     """Return a layer's terms that read its input: its weight's first, and those of the same units."""
-    weight = next((t for t in terms if "weight" in t.name.rpartition("parametrizations.")[2].split(".")), None)
+    weight = next((t for t in terms if _is_weight(t.name)), None)
     if weight is None:
         return []
     same = weight.units.unique()
     return [weight, *(t for t in terms if t is not weight and t.units.unique().equal(same))]
+
+
+def _is_weight(name: str) -> bool:
+    """Whether a parameter is a layer's weight, or what a parametrization or a hook (``weight_orig``) makes it of."""
+    parts = name.rpartition("parametrizations.")[2].split(".")
+    return "weight" in parts or parts[-1].startswith("weight_")
 
 
 def _is_silent(module: nn.Module, term: ParameterSlice) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from lightning_taylor_prune.groups.shapes import SizeRef
+from lightning_taylor_prune.groups.shapes import TracedSize
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.labels.places import AxisRef, Site
 from lightning_taylor_prune.modules.sizes import find_sizes
@@ -43,7 +43,7 @@ class CallPlace:
         alike = _positions(trace, module, self.target, self.source)
         return alike[self.ordinal] if self.ordinal < len(alike) else None
 
-    def size_in(self, structure: Structure, module: str, ref: SizeRef) -> SizeRef | None:
+    def size_in(self, structure: Structure, module: str, ref: TracedSize) -> TracedSize | None:
         """Return the size at this place of another module's run that corresponds to a size, if there is one."""
         position = self.position_in(structure.propagation.traces[ref.trace], module)
         if position is None:

@@ -28,7 +28,7 @@ from lightning_taylor_prune.tracing.isolation import Snapshot, Write
 from lightning_taylor_prune.tracing.leaks import clear_frames
 from lightning_taylor_prune.tracing.recorder import Trace
 from lightning_taylor_prune.tracing.runs import PreparedRun, user_line
-from lightning_taylor_prune.tracing.values import NEEDS_VALUES, KnownValues, as_answer, made_up, value_of
+from lightning_taylor_prune.tracing.values import NEEDS_VALUES, KnownValues, as_answer, made_up, numpy_of, value_of
 
 
 class _DivergedError(Exception):
@@ -191,7 +191,8 @@ class _Check:
 
     def _run(self, prepared: PreparedRun, tensors: Mapping[str, Tensor], changes: Sequence[Write]) -> Divergence | None:
         try:
-            prepared.run(tensors, self._on_call, changes)
+            with numpy_of(self._values):
+                prepared.run(tensors, self._on_call, changes)
         except _DivergedError as error:
             return self._divergence(self._found or str(error), error)
         except Exception as error:  # the network's code may raise anything at these shapes, and that is the result

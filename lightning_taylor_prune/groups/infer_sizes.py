@@ -13,7 +13,7 @@ from typing import NamedTuple
 from lightning_taylor_prune.groups.call_places import CallPlace
 from lightning_taylor_prune.groups.changes import SizeRule, proportional
 from lightning_taylor_prune.groups.divergence import Divergence
-from lightning_taylor_prune.groups.shapes import ArgumentRef, SizeRef
+from lightning_taylor_prune.groups.shapes import ArgumentRef, TensorRef, TracedSize
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.groups.trial import Trial
 from lightning_taylor_prune.labels.places import AxisRef
@@ -139,7 +139,7 @@ def _in_proportion(value: int, original: int, now: int) -> bool:
     return related and proportional(value, now, original) is not None
 
 
-def changed_sizes(trial: Trial, stuck: Divergence) -> Iterator[tuple[SizeRef, int, int]]:
+def changed_sizes(trial: Trial, stuck: Divergence) -> Iterator[tuple[TracedSize, int, int]]:
     """Yield sizes near an operator that the cut changes: its arguments and results, then those around it."""
     structure, counts = trial.structure, trial.counts
     trace, op = stuck.site
@@ -154,7 +154,7 @@ def changed_sizes(trial: Trial, stuck: Divergence) -> Iterator[tuple[SizeRef, in
                 yield ref, original, now
 
 
-def _sizes_of(structure: Structure, trace: int, op: int) -> Iterator[SizeRef]:
+def _sizes_of(structure: Structure, trace: int, op: int) -> Iterator[TracedSize]:
     for number in range(len(structure.expectations[trace].get(op, ()))):
         yield ArgumentRef(trace, op, number)
     yield from counted_axes(structure, trace, op)
@@ -178,6 +178,8 @@ def _with_alike(trial: Trial, rule: SizeRule, chosen: Sequence[SizeRule]) -> Ite
 def _alike(trial: Trial, rule: SizeRule, chosen: Sequence[SizeRule]) -> Iterator[SizeRule]:
     """Yield the rule for other modules of the class: each uses the size at the same place of its own run."""
     structure, module = trial.structure, trial.root.get_submodule(rule.module)
+    if isinstance(rule.follows, TensorRef):
+        return
     place = CallPlace.of(structure.propagation.traces[rule.follows.trace], rule.module, rule.follows.op)
     if place is None:
         return

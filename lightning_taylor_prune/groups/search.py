@@ -22,6 +22,7 @@ from lightning_taylor_prune.groups.shapes import KeepMask
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.groups.trial import Contradiction, Trial
 from lightning_taylor_prune.groups.trial_cuts import trial_cuts
+from lightning_taylor_prune.groups.unread_sizes import unread_size_rules
 from lightning_taylor_prune.labels.places import Lock, Rejection, Site, Tie
 from lightning_taylor_prune.labels.propagate import Propagation, propagate
 from lightning_taylor_prune.labels.rules.registry import find_rules
@@ -81,7 +82,8 @@ class Search:
         groups, found = self.settle()
         while found is not None:
             groups, found = self.tie(found) or self.reject(found)
-        return groups.with_changes(groups.analysis.changes.shared_by(self._twins)) if self._twins else groups
+        changes = groups.analysis.changes.with_rules(unread_size_rules(self._model, groups))
+        return groups.with_changes(changes.shared_by(self._twins))
 
     def settle(self, ties: Sequence[Tie] = ()) -> Outcome:
         """Propagate labels with more ties and try the outcome, with all changes of the code that are known so far."""

@@ -55,7 +55,17 @@ class ArgumentRef(NamedTuple):
     number: int
 
 
-SizeRef = AxisRef | ArgumentRef
+class TensorRef(NamedTuple):
+    """One axis of a parameter or buffer, under its first name if it is tied."""
+
+    tensor: str
+    dim: int
+
+
+TracedSize = AxisRef | ArgumentRef
+"""A size that an operator has."""
+
+SizeRef = TracedSize | TensorRef
 """A size in the network."""
 
 

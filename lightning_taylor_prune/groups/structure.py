@@ -17,6 +17,7 @@ from lightning_taylor_prune.groups.shapes import (
     Shape,
     ShapeRule,
     SizeRef,
+    TensorRef,
 )
 from lightning_taylor_prune.labels.places import AxisRef, Site
 from lightning_taylor_prune.labels.propagate import Propagation
@@ -111,6 +112,8 @@ class Structure:
 
     def has(self, ref: SizeRef) -> bool:
         """Whether a size exists: which arguments have an expected value depends on the rule of their operator."""
+        if isinstance(ref, TensorRef):
+            return ref.tensor in self.tensors
         return isinstance(ref, AxisRef) or ref.number < len(self.expectations[ref.trace].get(ref.op, ()))
 
     def argument_roots(self) -> Iterator[Field]:
@@ -124,8 +127,11 @@ class Structure:
         if isinstance(ref, ArgumentRef):
             expected = self.expectations[ref.trace][ref.op][ref.number]
             return expected.value(counts if counts is not None else self.full_counts)
-        rule = self.results[ref.trace][ref.op][ref.number]
-        return (rule.shape if counts is None else rule.apply(counts))[ref.axis]
+        if isinstance(ref, TensorRef):
+            rule, axis = self.tensors[ref.tensor], ref.dim
+        else:
+            rule, axis = self.results[ref.trace][ref.op][ref.number], ref.axis
+        return (rule.shape if counts is None else rule.apply(counts))[axis]
 
     @cached_property
     def full_counts(self) -> list[int]:

@@ -10,11 +10,12 @@ from typing import Any
 from torch import nn
 
 from lightning_taylor_prune.criteria import CRITERIA, Criterion
-from lightning_taylor_prune.errors import PruningWarning
+from lightning_taylor_prune.errors import PruningError, PruningWarning
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.modules.likeness import Twin
 from lightning_taylor_prune.pruning.original import OriginalNetwork
 from lightning_taylor_prune.pruning.ranks import Ranks
+from lightning_taylor_prune.pruning.renamed import renamed_scored, shapes_with_renamed, vanished
 from lightning_taylor_prune.pruning.settings import Settings
 from lightning_taylor_prune.pruning.trained import TrainedParameters
 from lightning_taylor_prune.pruning.twins import TwinWatch, carried_scores
@@ -31,7 +32,9 @@ class AnalysedNetwork:
     original: OriginalNetwork
     twins: TwinWatch
     criterion: Criterion
+    refused: set[str]
     _trained: TrainedParameters
+    _lost: frozenset[str] = frozenset()
 
     def _settle_twins(self) -> None:
         """Before the first prune, analyse anew if other modules follow than seemed to at first: now they have moved."""
@@ -60,6 +63,39 @@ class AnalysedNetwork:
         self.groups = found.restricted(kept)
         self._warn("The network does other things than when it was analysed first, and was analysed again.")
         return True
+
+    @property
+    def is_renamed(self) -> bool:
+        """Whether parameters of the network have got other names than they had when it was analysed."""
+        return vanished(self.model, self.groups.shapes) not in (frozenset(), self._lost)
+
+    def analyse_renamed(self) -> None:
+        """Analyse a network again whose parameters have got other names, as under masks; the scores so far are kept.
+
+        Where it cannot be analysed, or its groups are others than before it was pruned, it is pruned no more.
+        """
+        kept, before = self.groups.kept_units(), self.groups
+        self._lost = vanished(self.model, before.shapes)
+        original = replace(self.original, shapes=shapes_with_renamed(self.model, self.original.shapes, before.shapes))
+        try:
+            found = original.find_groups(self.model, before.calls, self.settings.rewrite_hard_coded)
+        except PruningError as error:
+            return self._give_up(f"it cannot be analysed as it is now. {error}")
+        same = found.kept_units().keys() == kept.keys()
+        if self.history and not same:
+            return self._give_up("other channels belong together than when it was pruned first.")
+        if not self.history:
+            original = OriginalNetwork.of(self.model, found)
+        self.original, self.groups, self._lost = original, found.restricted(kept) if same else found, frozenset()
+        state = self.criterion.state_dict()
+        state["scored"] |= renamed_scored(state["scored"], found.shapes)
+        self.restart_criterion(state if same else None)
+
+    def _give_up(self, why: str) -> None:
+        """Prune none of the groups from now on."""
+        self.refused |= {group.name for group in self.groups}
+        names = ", ".join(sorted(self._lost)[:4])
+        self._warn(f"The network is no longer pruned: it has lost parameters of these names ({names}), and {why}")
 
     def _new_criterion(self) -> Criterion:
         return CRITERIA[self.settings.criterion](self.model, self.groups)

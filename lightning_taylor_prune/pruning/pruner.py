@@ -158,6 +158,8 @@ class Pruner(AnalysedNetwork):
             parameters: Identities (``id``) of the parameters whose gradients are of this minibatch; by default all.
         """
         self._updates += 1
+        if self.is_renamed:
+            self.analyse_renamed()
         self._trained.note(self.model, parameters)
         self.criterion.update(scale, parameters)
 

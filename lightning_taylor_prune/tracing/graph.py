@@ -20,7 +20,7 @@ from lightning_taylor_prune.tracing.leaks import clear_frames, name_of_place
 from lightning_taylor_prune.tracing.recorder import StoredTensor, Trace, fake_trace, training_flags
 from lightning_taylor_prune.tracing.runs import PreparedRun, source_line, user_line
 from lightning_taylor_prune.tracing.tensors import find_caches, find_tensors, memory_of
-from lightning_taylor_prune.tracing.values import KnownValues, value_of
+from lightning_taylor_prune.tracing.values import KnownValues, numpy_of, value_of
 
 
 def trace(
@@ -63,7 +63,8 @@ def _trace_once(
     builder = _GraphBuilder(root, recorded, values)
     prepared = PreparedRun(root, recorded, Snapshot(root))
     try:
-        result, stored = prepared.run(recorded.tensors, builder.record)
+        with numpy_of(values):
+            result, stored = prepared.run(recorded.tensors, builder.record)
         recorded.outputs = list(dict.fromkeys(builder.find_nodes(result)))
         recorded.cached = frozenset(builder.find_nodes(find_caches(result)))
         recorded.stored = list(builder.find_stored(stored))

@@ -174,6 +174,28 @@ class KnownValues:
         return steps[::-1], {storage: self._names[storage] for storage in unmade}, written
 
 
+@contextlib.contextmanager
+def numpy_of(values: KnownValues) -> Iterator[None]:
+    """Let `numpy` of a fake tensor return a copy of what it holds in here, where that does not depend on the input."""
+
+    def numpy(tensor: Tensor, *, force: bool = False) -> Any:
+        value = values.value(tensor)
+        if value is None:
+            return Tensor.numpy(tensor, force=force)
+        with without_modes():
+            return value.detach().clone().numpy(force=force)
+
+    before = vars(FakeTensor).get("numpy")
+    FakeTensor.numpy = numpy  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        if before is None:
+            del FakeTensor.numpy
+        else:
+            FakeTensor.numpy = before  # type: ignore[method-assign]
+
+
 def made_up(args: Any, result: Any) -> Any:
     """Return fake tensors of the shapes and types that an operator gave for real, and the numbers as they are.
 

@@ -104,6 +104,7 @@ def test_training_with_a_compiled_part_prunes_what_it_prunes_without(make: Calla
     torch.testing.assert_close(model.eval()(x), expected.eval()(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["taylor_examples", "taylor_activation", "taylor_gate"])
 @pytest.mark.parametrize("make", [wrapped_child, in_place], ids=lambda make: make.__name__)
 def test_scores_do_not_depend_on_compilation(make: Callable[[Parts], None], criterion: str) -> None:
