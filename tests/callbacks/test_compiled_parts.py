@@ -95,6 +95,7 @@ def test_a_compiled_part_is_analysed_and_pruned_as_masked(make: Callable[[Parts]
 
 
 @kinds
+@pytest.mark.slow
 def test_training_with_a_compiled_part_prunes_what_it_prunes_without(make: Callable[[Parts], None]) -> None:
     model, _ = pruned_in_training(make)
     expected, _ = pruned_in_training(None)
