@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from lightning_taylor_prune.errors import PruningWarning
 from lightning_taylor_prune.labels.idle import lock_unused, settle_idle
@@ -285,7 +286,8 @@ def _written(node: Node) -> list[Node]:
         return []
     named = zip(schema.arguments, node.args, strict=False)
     pairs = [*named, *((a, node.kwargs[a.name]) for a in schema.arguments if a.name in node.kwargs)]
-    return [v for a, v in pairs if a.alias_info is not None and a.alias_info.is_write and isinstance(v, Node)]
+    values = [v for a, v in pairs if a.alias_info is not None and a.alias_info.is_write]
+    return [v for v in tree_leaves(values) if isinstance(v, Node)]
 
 
 def _map_nodes(value: Any, values: Mapping[Node, Any]) -> Any:

@@ -43,7 +43,7 @@ def monai_classifier(name: str, **options: Any) -> Training:
 
 
 def torchgeo_byol() -> Training:
-    task = importlib.import_module("torchgeo.trainers").BYOLTask("resnet18", in_channels=4)
+    task = importlib.import_module("torchgeo.trainers").BYOLTask("test_resnet", in_channels=4)
     return Training(task.train(), repeated(lambda: {"image": torch.rand(2, 4, 32, 32)}))
 
 

@@ -21,6 +21,13 @@ _POINTWISE = """
     __and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ __ixor__ __ilshift__ __irshift__
 """
 
+# What optimizers and averages of weights do to many tensors at once.
+_FOREACH = """
+    add sub mul div pow lerp addcmul addcdiv copy zero neg abs sqrt rsqrt reciprocal exp expm1 log log10 log1p log2 sign
+    clamp_min clamp_max maximum minimum floor ceil round trunc frac sin cos tan asin acos atan sinh cosh tanh erf erfc
+    sigmoid lgamma
+"""
+
 _UNCHANGED = (
     "detach alias clone contiguous to _to_copy float half double bfloat16 requires_grad lift_fresh lift_fresh_copy"
     " lift conj _conj _neg_view resolve_conj resolve_neg"
@@ -43,6 +50,18 @@ def elementwise(ctx: RuleContext, *args: Any, **kwargs: Any) -> Results:
     operands = find_labels([*args, kwargs])
     results = [pointwise(ctx, operands, shape) for shape in ctx.shapes]
     return results if isinstance(ctx.node.meta["val"], (tuple, list)) else results[0]
+
+
+@register_rule(*(f"aten._foreach_{name}" for name in _FOREACH.split()))
+def foreach(ctx: RuleContext, *args: Any, **kwargs: Any) -> Results:
+    """Every tensor of a list position by position with the one at the same place of other lists, or one for all."""
+    operands = [*args, *kwargs.values()]
+    lists = [tensors for operand in operands if isinstance(operand, list) and (tensors := find_labels(operand))]
+    shared = [operand for operand in operands if isinstance(operand, Labels)]
+    results = [pointwise(ctx, [*tensors, *shared], tensors[0].shape) for tensors in zip(*lists, strict=True)]
+    if isinstance(ctx.node.meta["val"], (tuple, list)):
+        return results
+    return Labels((), static=all(result.static for result in results))  # in place nothing is returned
 
 
 @register_rule(*(f"aten.{name}" for name in _UNCHANGED.split()))

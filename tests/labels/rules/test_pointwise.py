@@ -17,6 +17,13 @@ from tests.labels.rules.laws import Labelled, check_removal
 
 X, ROW, COLUMN = torch.randn(3, 4, 5), torch.randn(5), torch.randn(4, 1)
 
+
+def _foreach_in_place(averages: list[Tensor], values: list[Tensor]) -> list[Tensor]:
+    torch._foreach_mul_(averages, 0.9)
+    torch._foreach_addcmul_(averages, values, values, 0.1)
+    return [average * 2 for average in averages]
+
+
 # name -> (function, operands, components that can be removed: an axis that two operands share counts once)
 CASES: dict[str, tuple[Callable[..., Any], list[Tensor], int]] = {
     "add": (torch.add, [X, X], 12),
@@ -41,6 +48,10 @@ CASES: dict[str, tuple[Callable[..., Any], list[Tensor], int]] = {
         [X, X, ROW],
         12,
     ),
+    "foreach_add": (lambda x, y: torch._foreach_add([x, y], [y, y], alpha=0.5)[0], [X, X], 12),
+    "foreach_multiply": (lambda x, y: torch._foreach_mul([x, y], 0.5), [X, X], 24),
+    "foreach_lerp": (lambda x, y: torch._foreach_lerp([x], [y], 0.5), [X, X], 12),
+    "foreach_in_place": (lambda x, y: _foreach_in_place([x.clone()], [y]), [X, X], 12),
     "meshgrid": (lambda x, y: torch.meshgrid(x, y, indexing="ij"), [ROW, COLUMN[:, 0]], 9),
     "meshgrid_xy": (lambda x, y: torch.meshgrid(x, y, indexing="xy"), [ROW, COLUMN[:, 0]], 9),
     "gelu": (F.gelu, [X], 12),
