@@ -13,6 +13,7 @@ import gc
 import io
 import logging
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -316,6 +317,15 @@ def norm_base_is_what_counts_num_features() -> None:
 def conv_nd_is_the_base_of_all_convolutions() -> None:
     found = [(m.transposed, m.kernel_size, m.out_channels) for m in (nn.Conv1d(2, 3, 5), nn.ConvTranspose2d(2, 4, 3))]
     assert isinstance(nn.Conv1d(2, 3, 5), _ConvNd) and found == [(False, (5,), 3), (True, (3, 3), 4)]
+
+
+@relies_on("_g", "_v")
+def weight_norm_of_old_keeps_length_and_direction_beside_its_hook() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        layer = nn.utils.weight_norm(nn.Linear(3, 2))
+    assert [hook.name for hook in layer._forward_pre_hooks.values()] == ["weight"]
+    assert layer.weight_g.shape == (2, 1) and layer.weight_v.shape == (2, 3)
 
 
 @relies_on("torch.nn.utils.parametrizations._WeightNorm")

@@ -42,10 +42,10 @@ def settle_idle(
         parameters: Labels of parameters and buffers by name.
         values: Labels of all inputs and results of the traced calls.
     """
-    sizes = {(axis.size, axis.place) for axis in axes if axis.size > 1}
+    sizes = {axis.size for axis in axes if axis.size > 1}
     lines = _lines(sizes, values)
     for axis in axes:
-        candidates = _distinct(space, lines.get((axis.size, axis.place), ()))
+        candidates = _distinct(space, lines.get(axis.size, ()))
         free = [line for line in candidates if line is not None and not space.is_locked(line)]
         own = parameters[axis.tensor].along(axis.dim) if axis.dim is not None else None
         if axis.like and axis.dim is not None and own is not None:
@@ -71,18 +71,16 @@ def _follow_what_runs(space: LabelSpace, axis: IdleAxis, own: Field, parameters:
         space.lock(own, "is not used in the forward pass")
 
 
-def _lines(
-    sizes: Collection[tuple[int, int | None]], values: Iterable[Labels]
-) -> dict[tuple[int, int | None], list[Field | None]]:
-    """Return the labels along every axis of the sizes and in the places asked for; ``None`` for one without labels."""
-    found: dict[tuple[int, int | None], list[Field | None]] = {}
+def _lines(sizes: Collection[int], values: Iterable[Labels]) -> dict[int, list[Field | None]]:
+    """Return the labels along every axis of the sizes asked for; ``None`` for one without, if it can be of channels."""
+    found: dict[int, list[Field | None]] = {}
     for value in values:
-        rank = len(value.shape)
         for axis, size in enumerate(value.shape):
-            for key in {(size, None), (size, axis), (size, axis - rank)} & set(sizes):
+            if size in sizes:
                 labels = value.along(axis)
                 line = None if labels is None or len(axes_of(labels)) > 1 else labels.ravel()
-                found.setdefault(key, []).append(line)
+                if line is not None or axis < 2 or len(value.shape) < 4:  # an image has its channels before its places
+                    found.setdefault(size, []).append(line)
     return found
 
 

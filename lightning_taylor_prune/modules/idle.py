@@ -20,7 +20,6 @@ class IdleAxis(NamedTuple):
         tensor: Qualified name of the parameter or buffer.
         dim: The axis; ``None`` where its positions stand for several channels each (grouped convolutions).
         size: Number of channels.
-        place: Axis of activations along which the layer has its channels, negative from the end; ``None`` for any.
         part: Outermost module around the layer of which nothing runs.
         like: The same tensor of a module that runs, is built alike and stands beside `part` (another expert); ``""`` if
             there is none.
@@ -30,7 +29,6 @@ class IdleAxis(NamedTuple):
     tensor: str
     dim: int | None
     size: int
-    place: int | None
     part: str
     like: str
 
@@ -59,7 +57,7 @@ def idle_axes(root: nn.Module, unused: Collection[str]) -> list[IdleAxis]:
             for leaf, dim, size in _axes_of(module):
                 tensor = f"{name}.{leaf}" if name else leaf
                 like = beside + tensor.removeprefix(part) if beside else ""
-                found.append(IdleAxis(name, tensor, dim, size, _place_of(module), part, like))
+                found.append(IdleAxis(name, tensor, dim, size, part, like))
     return found
 
 
@@ -106,13 +104,6 @@ def _axes_of(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
             yield leaf, 1, tensor.shape[1]  # its other axis stands for words
         else:
             yield from ((leaf, dim, size) for dim, size in enumerate(tensor.shape))
-
-
-def _place_of(module: nn.Module) -> int | None:
-    """Return the axis along which a layer has its channels, if its class has it always in the same place."""
-    if isinstance(module, _ConvNd):
-        return 1
-    return -1 if isinstance(module, (nn.Linear, nn.Embedding)) else None
 
 
 def unused_tensors(root: nn.Module, used: Collection[str]) -> list[str]:
