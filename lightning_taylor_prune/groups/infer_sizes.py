@@ -26,13 +26,14 @@ _OPERATORS_BACK, _OPERATORS_AHEAD = 40, 10
 _DEPTH = 3
 """How many integers are changed together, at most, for the code to get past one operator."""
 
-_MOST_STEPS = 12
-"""How many sets of integers are gone on from, at most; what is found is mostly found in the first one or two."""
+_MOST_STEPS, _MOST_STEPS_IN_CODE = 48, 12
+"""How many sets of integers are gone on from, at most, of those that modules hold and of those in their code. What is
+found is found in the first three, as a rule; of the code, mostly no more is asked than whether rewriting would help."""
 
 
-def find_size_rules(trial: Trial, divergence: Divergence) -> tuple[SizeRule, ...]:
+def find_size_rules(trial: Trial, divergence: Divergence, most_steps: int = _MOST_STEPS) -> tuple[SizeRule, ...]:
     """Return rules with which the network's code gets past an operator at which it failed; ``()`` if there are none."""
-    return _search(trial, divergence)
+    return _search(trial, divergence, most_steps)
 
 
 def find_rewriting(trial: Trial, divergence: Divergence) -> tuple[tuple[str, ...], tuple[SizeRule, ...]]:
@@ -43,7 +44,8 @@ def find_rewriting(trial: Trial, divergence: Divergence) -> tuple[tuple[str, ...
     for module in divergence.modules:
         names = tuple(name for name, other in trial.root.named_modules() if own_class(other) is own_class(module))
         with rewritten(trial.root, names):
-            rules = find_size_rules(trial.once_more(), divergence) if is_rewritten(module) else ()
+            again = trial.once_more()
+            rules = find_size_rules(again, divergence, _MOST_STEPS_IN_CODE) if is_rewritten(module) else ()
             if rules:
                 changed = {rule.module for rule in rules}
                 return tuple(name for name in names if name in changed), rules
@@ -64,25 +66,24 @@ class _Step(NamedTuple):
     seen: frozenset[str]
 
 
-def _search(trial: Trial, stuck: Divergence) -> tuple[SizeRule, ...]:
-    """Try rules, the likeliest first; then go on from those that reach another line, few rules before many.
+def _search(trial: Trial, stuck: Divergence, most_steps: int) -> tuple[SizeRule, ...]:
+    """Try rules, the likeliest first; then go on from those that reach another line, from each as far as it leads.
 
     What fails at a size that is wrong reaches a line of its own with every integer: the number of steps is bounded, as
     there are more ways to choose several integers than anybody wants to wait for.
     """
     steps = [_Step((), stuck, frozenset({_line(stuck)}))]
     begun: set[frozenset[SizeRule]] = set()
-    for _ in range(_DEPTH):
+    while steps and len(begun) < most_steps:
+        step = steps.pop()
+        if frozenset(step.rules) in begun:
+            continue  # the same rules were chosen in another order
+        begun.add(frozenset(step.rules))
         further: list[_Step] = []
-        for step in steps:
-            if frozenset(step.rules) in begun:
-                continue  # the same rules were chosen in another order
-            if len(begun) == _MOST_STEPS:
-                return ()
-            begun.add(frozenset(step.rules))
-            if found := _passes(trial, step, further):
-                return found
-        steps = further
+        if found := _passes(trial, step, further):
+            return found
+        if len(step.seen) < _DEPTH:
+            steps.extend(reversed(further))
     return ()
 
 

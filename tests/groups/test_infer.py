@@ -311,17 +311,46 @@ class NothingFits(Attention):
 
     def __init__(self) -> None:
         super().__init__()
-        self.several = [12] * 6
+        self.several = [12] * 10
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
-        width = 3 + 7 * abs(sum(self.several) - 72)
+        width = 3 + 7 * abs(sum(self.several) - 120)
         q, k, v = self.qkv(x).view(b, n, 3, 4, width).permute(2, 0, 3, 1, 4)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, 4 * width))
 
 
-def test_the_search_for_several_integers_is_bounded(monkeypatch) -> None:
-    steps, passes = Counter(), infer_sizes._passes
-    monkeypatch.setattr(infer_sizes, "_passes", lambda *args: steps.update([id(args[0])]) or passes(*args))
+class Pieces(nn.Module):
+    """Splits its channels into pieces, all of whose widths must change for the code to get past the operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces, self.wide, self.last = [4, 4, 4], nn.Linear(9, 12), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = self.wide(x).split(self.pieces, dim=-1)
+        return self.last(a * b + c)
+
+
+@pytest.fixture
+def steps(monkeypatch) -> Counter[int]:
+    """How many sets of integers each search went on from."""
+    found, passes, numbers = Counter(), infer_sizes._passes, []
+
+    def counted(trial: Trial, step: infer_sizes._Step, further):
+        numbers.extend([len(numbers)] if len(step.seen) == 1 else [])
+        found[len(numbers)] += 1
+        return passes(trial, step, further)
+
+    monkeypatch.setattr(infer_sizes, "_passes", counted)
+    return found
+
+
+def test_the_search_for_several_integers_is_bounded(steps) -> None:
     find_groups(Network(NothingFits, depth=1), TOKENS.float())
     assert max(steps.values()) == infer_sizes._MOST_STEPS
+
+
+def test_a_search_that_gets_on_is_followed_before_others_are_begun(steps) -> None:
+    assert [(group.name, group.num_channels) for group in find_groups(Pieces(), TOKENS.float())] == [("wide", 4)]
+    assert max(steps.values()) <= 3
