@@ -2,11 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-TESTS ?= not slow
+TESTS ?= not slow and not clients
 WORKERS ?= 2
 REVISION ?= HEAD
 
-.PHONY: demo test test-slow fuzz same lint clean
+.PHONY: demo test test-slow test-clients fuzz same lint clean
 
 demo: .venv/installed-recipes  ## train, prune, retrain and compare a small network on real images
 	$(BIN)/python recipes/prune.py
@@ -16,6 +16,9 @@ test: .venv/installed-browser  ## the test suite, without the sweeps over large 
 
 test-slow: .venv/installed-dev  ## the sweeps over large networks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+test-clients: .venv/installed-dev  ## networks of other libraries, as far as these are installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m clients
 
 fuzz: .venv/installed-dev  ## the laws on 2,000 random networks each, instead of 40
 	FUZZ_NETWORKS=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_fuzz.py

@@ -28,6 +28,7 @@ from lightning_taylor_prune.tracing.isolation import Snapshot, Write
 from lightning_taylor_prune.tracing.leaks import clear_frames
 from lightning_taylor_prune.tracing.recorder import Trace
 from lightning_taylor_prune.tracing.runs import PreparedRun, user_line
+from lightning_taylor_prune.tracing.tensors import named_tensors
 from lightning_taylor_prune.tracing.values import NEEDS_VALUES, KnownValues, as_answer, made_up, numpy_of, value_of
 
 
@@ -115,6 +116,7 @@ class PreparedDryRun:
         self._kept, self._cuts = kept, cuts
         self._counts = structure.counts(kept)
         self._snapshot = Snapshot(root)
+        self._real = dict(named_tensors(root))
         self._writes = _writes(attribute_updates(root, cuts))
         self._runs: dict[int, PreparedRun] = {}
         self._known: dict[Hashable, Divergence | None] = {}
@@ -148,7 +150,7 @@ class PreparedDryRun:
     def _run(self, number: int, changes: Sequence[Write]) -> Divergence | None:
         dry_run, trace = self._dry_run, self._dry_run.traces[number]
         tensors = dry_run.cut_tensors(number, self._structure, self._counts)
-        values = KnownValues(trace.mode, tensors, value_of(self._root, tensors))
+        values = KnownValues(trace.mode, tensors, value_of(self._real, tensors))
         check = _Check(self._structure, number, self._counts, dry_run.results[number], values)
         found = check.run(self._prepared(number), tensors, changes)
         dry_run.forget_leaks(number, tensors)

@@ -19,7 +19,7 @@ from lightning_taylor_prune.tracing.isolation import Snapshot, Stored
 from lightning_taylor_prune.tracing.leaks import clear_frames, name_of_place
 from lightning_taylor_prune.tracing.recorder import StoredTensor, Trace, fake_trace, training_flags
 from lightning_taylor_prune.tracing.runs import PreparedRun, source_line, user_line
-from lightning_taylor_prune.tracing.tensors import find_caches, find_tensors, memory_of
+from lightning_taylor_prune.tracing.tensors import find_caches, find_tensors, memory_of, named_tensors
 from lightning_taylor_prune.tracing.values import KnownValues, numpy_of, value_of
 
 
@@ -59,7 +59,8 @@ def _trace_once(
 ) -> Trace:
     recorded = fake_trace(root, call, training, shapes)
     recorded.onlookers = onlookers
-    values = KnownValues(recorded.mode, recorded.tensors, value_of(root, recorded.tensors), call.answers)
+    real = value_of(dict(named_tensors(root)), recorded.tensors)
+    values = KnownValues(recorded.mode, recorded.tensors, real, call.answers)
     builder = _GraphBuilder(root, recorded, values)
     prepared = PreparedRun(root, recorded, Snapshot(root))
     try:

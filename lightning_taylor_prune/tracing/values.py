@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._python_dispatch import _disable_current_modes
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from lightning_taylor_prune.tracing.call import Answer, MadeTensor
 from lightning_taylor_prune.tracing.packing import call_operator
-from lightning_taylor_prune.tracing.tensors import memory_of, named_tensors
+from lightning_taylor_prune.tracing.tensors import memory_of
 
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 
@@ -231,9 +231,8 @@ def without_modes() -> Iterator[None]:
         yield
 
 
-def value_of(root: nn.Module, tensors: Mapping[str, Tensor]) -> Callable[[str], Tensor | None]:
+def value_of(real: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Callable[[str], Tensor | None]:
     """Return a function from a name to the value of a parameter or buffer, if it has the shape it is run at."""
-    real = dict(named_tensors(root))
 
     def value(name: str) -> Tensor | None:
         return real[name] if real[name].shape == tensors[name].shape else None

@@ -148,7 +148,6 @@ CLIENTS = {
     "torchgeo/byol": Client(**TORCHGEO, build=torchgeo_byol),
     "torchgeo/segmentation": Client(**TORCHGEO, build=torchgeo_segmentation),
     "torchgeo/classification": Client(**TORCHGEO, build=torchgeo_classification),
-    "anomalib/stfpm": Client(**ANOMALIB, build=partial(anomalib, "Stfpm", backbone="resnet18")),
     "anomalib/ganomaly": Client(**ANOMALIB, build=partial(anomalib, "Ganomaly", n_features=16)),
     "diffusers/unet": Client(**DIFFUSERS, build=diffusers_unet),
     "diffusers/autoencoder": Client(**DIFFUSERS, build=diffusers_autoencoder),

@@ -1,4 +1,4 @@
-"""Clients that are transformers: ten families, state spaces, experts, speech, segmentation."""
+"""Clients that are transformers: ten families, state spaces, experts, speech."""
 
 from __future__ import annotations
 
@@ -45,14 +45,6 @@ def contrast() -> dict[str, Any]:
     return {**tokens(), "pixel_values": torch.randn(2, 3, PIXELS, PIXELS), "return_loss": True}
 
 
-def masks() -> dict[str, Any]:
-    return {
-        "pixel_values": torch.randn(1, 3, 64, 64),
-        "mask_labels": [(torch.rand(2, 64, 64) > 0.5).float()],
-        "class_labels": [torch.tensor([0, 1])],
-    }
-
-
 BERT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -73,7 +65,6 @@ VIT = {
     "patch_size": 8,
     "num_labels": 5,
 }
-SWIN = {"image_size": 64, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
 T5 = {
     "vocab_size": VOCABULARY,
     "d_model": 32,
@@ -151,26 +142,6 @@ def family(model: str, config: str, options: Mapping[str, Any], batch: Callable[
     return wrapped(getattr(library, model)(getattr(library, config)(**options)), own_loss, batch)
 
 
-def mask2former() -> Training:
-    library = importlib.import_module("transformers")
-    config = library.Mask2FormerConfig(
-        backbone_config=library.SwinConfig(**SWIN, out_features=["stage1", "stage2"]),
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        dim_feedforward=32,
-        num_queries=4,
-        num_labels=3,
-        feature_strides=[4, 8],
-    )
-    return wrapped(library.Mask2FormerForUniversalSegmentation(config), own_loss, masks)
-
-
 CLIENTS = {
     **{f"transformers/{n}": Client("transformers", "transformers", partial(family, *f)) for n, f in FAMILIES.items()},
-    "transformers/mask2former": Client("transformers", "transformers", mask2former),
 }

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from recipes.benchmarks.coverage_facts import shares_of
 from recipes.benchmarks.coverage_messages import shorten
 from tests.clients.clients import CLIENTS
 from tests.clients.runs import Run, built, fit, loss, masked_error, reloaded, run, same_state
@@ -74,12 +73,12 @@ def _laws(client: Client, folder: Path, record: Record) -> None:
 
 
 def _locked(ran: Run) -> Record:
-    """Return the share of the parameters that no unit touches, and the reasons for most locked elements."""
+    """Return the share of the parameters that no unit touches, and the reasons for most locked channels."""
     if ran.callback.groups is None:
         return {"locked": 1.0, "reasons": [shorten(str(ran.callback.stop_reason))]}
     groups = ran.callback.groups.unpruned()
-    total = max(groups.params, 1)
-    reasons = [f"{100 * n / total:.1f} % {why}" for why, n in shares_of(groups)[1].items()]
+    longest = sorted(groups.locked, key=lambda entry: -entry.num_channels)
+    reasons = [f"{entry.name} ({entry.num_channels} channels) {shorten(entry.reason)}" for entry in longest]
     return {"locked": groups.locked_share, "reasons": reasons[:3]}
 
 

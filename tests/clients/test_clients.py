@@ -11,7 +11,7 @@ from tests.clients.clients import CLIENTS
 from tests.clients.runs import Run, built, fit, loss, masked_error, reloaded, run, same_state
 from tests.clients.training import Client
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 
 MOST_LOCKED = 0.2
 """Share of the parameters above which a client's remark says what locks them, and what to do."""
