@@ -24,7 +24,7 @@ from lightning_taylor_prune.labels.places import Axis
 from lightning_taylor_prune.labels.space import Field
 from lightning_taylor_prune.modules.reads import recording_reads
 from lightning_taylor_prune.modules.sizes import find_sizes, holder_of, plain_objects
-from lightning_taylor_prune.modules.updates import known_attributes
+from lightning_taylor_prune.modules.updates import has_update
 
 
 def _words(text: str) -> frozenset[str]:
@@ -87,7 +87,7 @@ class _Widths:
     def rules(self, model: nn.Module) -> Iterator[SizeRule]:
         """Yield a rule for every integer whose name and value fit an axis of its module that can shrink."""
         for name, module in model.named_modules():
-            if known_attributes(module):
+            if has_update(module):
                 continue  # a registered update says what follows; a kernel size may well equal the width
             settings = plain_objects(module)
             for path, value in find_sizes(module).items():

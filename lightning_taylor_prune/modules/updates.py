@@ -115,6 +115,11 @@ def attributes_for_shapes(root: nn.Module, shapes: Mapping[str, tuple[int, ...]]
     return attribute_updates(root, cuts)
 
 
+def has_update(module: nn.Module) -> bool:
+    """Whether an update is registered for a module's class, or one that it inherits from."""
+    return _find_update(type(module)) is not None
+
+
 def known_attributes(module: nn.Module) -> dict[str, Any]:
     """Return the attributes of a module that its registered update would set, with their values now."""
     found = _find_update(type(module))

@@ -122,7 +122,8 @@ def size_of(value: Any) -> int:
 
 
 def _kind_of(value: Any) -> Any:
-    return next(kind for kind in KINDS if isinstance(value, kind))
+    kind, *_ = (kind for kind in KINDS if isinstance(value, kind))
+    return kind
 
 
 def is_same(a: Content, b: Content) -> bool:
