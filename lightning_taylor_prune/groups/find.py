@@ -166,7 +166,7 @@ def groups_of_calls(
     with reporting():
         note("tracing the network")
         traces = [t for call in calls for t in trace_paths(model, call, shapes)]
-        known = {found for t in traces for found in passages(t)}
+        known = {found for t in traces for found in passages(t)} if former else set()
         paths = Paths(calls, traces, [t for t in former if not passages(t) <= known])
         fixed = (*fixed, *scripted_tensors(model))
         groups = Search(model, paths, rewrite_hard_coded, fixed, twins).run()

@@ -70,6 +70,11 @@ def shapes_of(module: nn.Module) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in named_tensors(module) if not is_lazy(tensor)}
 
 
+def sizes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter and buffer, to be compared."""
+    return {name: tuple(shape) for name, shape in shapes_of(module).items()}
+
+
 def attributes_of(module: nn.Module) -> dict[str, dict[str, Any]]:
     """Return the integers that depend on shapes, by module name and path, as plain data."""
     named = module.named_modules(remove_duplicate=False)  # a part of it may be loaded by itself

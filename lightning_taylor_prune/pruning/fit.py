@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from lightning_taylor_prune.modules.sizes import plain_objects
-from lightning_taylor_prune.pruning.checkpoint import fit_shapes_, misfits_of, set_attributes_of, shapes_of
+from lightning_taylor_prune.pruning.checkpoint import fit_shapes_, misfits_of, set_attributes_of, sizes_of
 from lightning_taylor_prune.pruning.record import PruningRecord, Shapes, original_shapes, take_record
 from lightning_taylor_prune.tracing.isolation import Snapshot
 from lightning_taylor_prune.tracing.tensors import named_tensors
@@ -53,7 +53,7 @@ def misfit_reasons(
         records: What the checkpoint tells beside them, under the same names.
         larger: Without a record, sizes may be larger than the network's, too.
     """
-    now = {name: tuple(shape) for name, shape in shapes_of(module).items()}
+    now = sizes_of(module)
     before = original_shapes(module)
     reasons = {}
     for record in records:

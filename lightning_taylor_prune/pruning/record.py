@@ -17,7 +17,7 @@ from torch import nn
 
 from lightning_taylor_prune.errors import PlanError
 from lightning_taylor_prune.groups.groups import ChannelGroups
-from lightning_taylor_prune.pruning.checkpoint import KEY, attributes_of, shapes_of
+from lightning_taylor_prune.pruning.checkpoint import KEY, attributes_of, sizes_of
 from lightning_taylor_prune.pruning.transaction import Transaction
 from lightning_taylor_prune.tracing.tensors import named_tensors
 
@@ -109,7 +109,7 @@ class StateDictRecord:
 
     def of(self, module: nn.Module) -> PruningRecord:
         """Return the record of a module as it is now."""
-        shapes = {name: tuple(shape) for name, shape in shapes_of(module).items()}
+        shapes = sizes_of(module)
         original = {
             name: _before(self.original[name], shape, self.prunable.get(name, ()))
             for name, shape in shapes.items()
@@ -205,7 +205,7 @@ def _aliases(network: nn.Module) -> dict[str, str]:
 
 def original_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shapes that a network had before anything was removed from it, or has if nothing was."""
-    shapes = {name: tuple(shape) for name, shape in shapes_of(module).items()}
+    shapes = sizes_of(module)
     for name, part in module.named_modules(remove_duplicate=False):
         if (hook := hook_of(part)) is not None:
             shapes |= hook.of(part).moved("", name).original

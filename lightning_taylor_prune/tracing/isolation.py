@@ -106,6 +106,18 @@ def untouched(root: nn.Module | Snapshot, surroundings: Surroundings | None = No
             leaked.extend(Stored(place, value) for value in undo())
 
 
+@contextlib.contextmanager
+def buffers_kept(root: nn.Module) -> Iterator[None]:
+    """Put back afterwards what buffers hold."""
+    buffers = [(buffer, buffer.clone()) for buffer in root.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, content in buffers:
+                buffer.copy_(content)
+
+
 class Entries(Protocol):
     """Values by name that can be replaced: a dictionary, or the attributes of an object."""
 

@@ -89,9 +89,11 @@ def _answered(model: nn.Module, call: Call) -> list[Call]:
 def _draws(trace_draw: Callable[[int], Trace], for_real: bool = False) -> list[Trace]:
     """Return the trace of the first draw, and of those that show something new, if the code draws numbers at all."""
     found = [trace_draw(0)]
+    if not found[0].draws_numbers:
+        return found
     seen, without_news = passages(found[0]), 0
     most = 2 if for_real and len(found[0].ops) > _LARGE else _DRAWS
-    for number in range(1, most if found[0].draws_numbers else 1):
+    for number in range(1, most):
         if without_news == _PATIENCE:
             break
         try:

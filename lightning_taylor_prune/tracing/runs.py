@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from lightning_taylor_prune.tracing.call import Call
-from lightning_taylor_prune.tracing.isolation import Snapshot, Stored, Write, untouched, written
+from lightning_taylor_prune.tracing.isolation import Snapshot, Stored, Write, buffers_kept, untouched, written
 from lightning_taylor_prune.tracing.observers import writes_for_observers
 from lightning_taylor_prune.tracing.progress import tick
 from lightning_taylor_prune.tracing.recorder import OnCall, Recorder, Trace
@@ -81,7 +81,7 @@ class PreparedRun:
 
     def run_for_real(self, call: Call, on_call: OnCall) -> None:
         """Run a call with real tensors, those of the network included; all of them are unchanged afterwards."""
-        with _buffers_kept(self._root), ListsByItems(), torch.random.fork_rng():
+        with buffers_kept(self._root), ListsByItems(), torch.random.fork_rng():
             torch.manual_seed(call.draw)
             self._run(call, (), on_call, contextlib.nullcontext())
 
@@ -143,18 +143,6 @@ def _forward_noted(module: nn.Module | None, outputs: list[Any]) -> Iterator[Non
         del vars(module)["forward"]
         if before is not None:
             vars(module)["forward"] = before
-
-
-@contextlib.contextmanager
-def _buffers_kept(root: nn.Module) -> Iterator[None]:
-    """Put back afterwards what buffers hold."""
-    buffers = [(buffer, buffer.clone()) for buffer in root.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, content in buffers:
-                buffer.copy_(content)
 
 
 class ListsByItems(TorchFunctionMode):

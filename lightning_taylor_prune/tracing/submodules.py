@@ -17,7 +17,7 @@ from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.capture import CallRecorder, as_submodule
 from lightning_taylor_prune.tracing.graph import trace
-from lightning_taylor_prune.tracing.isolation import untouched
+from lightning_taylor_prune.tracing.isolation import buffers_kept, untouched
 from lightning_taylor_prune.tracing.progress import note
 from lightning_taylor_prune.tracing.runs import uncompiled
 
@@ -74,17 +74,11 @@ def run_for_real(root: nn.Module, call: Call, training: bool | None = None) -> N
         call: Which module is called and with what.
         training: Training flag of all modules; by default as they are.
     """
-    buffers = [(buffer, buffer.clone()) for buffer in root.buffers()]
     args, kwargs = tree_map_only(Tensor, torch.clone, (call.args, dict(call.kwargs)))
-    try:
-        with untouched(root), torch.no_grad(), uncompiled():
-            for module in root.modules() if training is not None else ():
-                module.training = bool(training)
-            root.get_submodule(call.module)(*args, **kwargs)
-    finally:
-        with torch.no_grad():
-            for buffer, content in buffers:
-                buffer.copy_(content)
+    with buffers_kept(root), untouched(root), torch.no_grad(), uncompiled():
+        for module in root.modules() if training is not None else ():
+            module.training = bool(training)
+        root.get_submodule(call.module)(*args, **kwargs)
 
 
 def _traceable(recorder: CallRecorder, name: str, seen: set[str]) -> Iterator[Call]:
