@@ -9,33 +9,26 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_taylor_prune.callbacks.arguments import has_other, refuse_overlap, structure_of
-from lightning_taylor_prune.callbacks.copies import FollowingCopies, check_copies
-from lightning_taylor_prune.callbacks.first_batch import FirstBatchRecorder, calls_of_checkpoint
-from lightning_taylor_prune.callbacks.metrics import log_prune
-from lightning_taylor_prune.callbacks.resume import ResumablePruning
-from lightning_taylor_prune.callbacks.strategies import Rewrap, check_strategy
+from lightning_taylor_prune.callbacks.copies import check_copies
+from lightning_taylor_prune.callbacks.first_batch import calls_of_checkpoint
+from lightning_taylor_prune.callbacks.steps import PruningSteps
+from lightning_taylor_prune.callbacks.strategies import check_strategy
 from lightning_taylor_prune.callbacks.trainer_compat import (
-    ValidationRequest,
-    analysing,
     as_misconfiguration,
     check_target,
     gradient_scale,
     parameters_of_step,
-    warnings_of_first_rank,
     window_correction,
 )
-from lightning_taylor_prune.callbacks.unprunable import OnUnprunable, analysis_and_reason
+from lightning_taylor_prune.callbacks.unprunable import OnUnprunable
 from lightning_taylor_prune.pruning.constraints import Constraints, check_bool, check_choice, check_int, check_number
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
-from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.pruning.settings import Settings
-from lightning_taylor_prune.pruning.transaction import Assignment
 from lightning_taylor_prune.report import filters_table
-from lightning_taylor_prune.tracing.call import Call
 
 
-class TaylorPruningCallback(ResumablePruning):
+class TaylorPruningCallback(PruningSteps):
     """Prunes the network while it trains; it comes out of ``fit`` physically smaller.
 
     After every backward pass the importance of every filter is accumulated; every ``every_n_steps`` optimizer steps
@@ -107,7 +100,6 @@ class TaylorPruningCallback(ResumablePruning):
         copies: Sequence[Any] = (),
         rank_timeout: float = 600.0,
     ) -> None:
-        super().__init__()
         with as_misconfiguration():
             constraints = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at)
             settings = Settings(criterion, optimizer_state, normalize, macs_weight, rewrite_hard_coded, constraints)
@@ -119,17 +111,11 @@ class TaylorPruningCallback(ResumablePruning):
             check_choice("on_unprunable", on_unprunable, get_args(OnUnprunable))
             check_copies(copies)
             check_number("rank_timeout", rank_timeout, at_least=0)
+        super().__init__(target, copies)
         self.every_n_steps, self.start_step = every_n_steps, start_step
         self.filters_per_prune, self.max_prunes = filters_per_prune, max_prunes
-        self.target, self.validate_after_prune = target, validate_after_prune
-        self.on_unprunable, self.rank_timeout = on_unprunable, rank_timeout
-        self.settings = settings
-
-        self._module: LightningModule | None = None
-        self._first_batch = FirstBatchRecorder(target)
-        self._validation, self._copies = ValidationRequest(), FollowingCopies(copies)
-        self._ranks: Ranks | None = None
-        self._seen_step = self._scored_step = -1
+        self.validate_after_prune, self.on_unprunable = validate_after_prune, on_unprunable
+        self.settings, self.rank_timeout = settings, rank_timeout
 
     @property
     def state_key(self) -> str:
@@ -232,68 +218,3 @@ class TaylorPruningCallback(ResumablePruning):
         """Leave no hook behind."""
         self._close()
         self._structure = structure_of(pl_module)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy needs to go on."""
-        fresh = {"_module": None, "_ranks": None}
-        return {**super().__getstate__(), **fresh, "_first_batch": FirstBatchRecorder(self.target)}
-
-    def _close(self) -> None:
-        """Remove all hooks from the network."""
-        self._first_batch.close()
-        super()._close()
-
-    def _begin_if_new(self, pl_module: LightningModule) -> None:
-        """Analyse the network at the first batch, and at one that calls it in other ways before the first prune."""
-        self._follow_renamed(pl_module, self._first_batch)
-        news = [] if self.history else self._first_batch.news_of_this_rank(self._ranks)
-        if self.pruner is None or news:
-            self._begin(pl_module, news or None)
-
-    def _begin(self, pl_module: LightningModule, calls: Sequence[Call] | None = None) -> None:
-        """Analyse the network and begin to score it; of one that a checkpoint has pruned, go on with its scores."""
-        ranks, rewrite = self._ranks or Ranks(self.state_key, self.rank_timeout), self.settings.rewrite_hard_coded
-        with analysing(pl_module), warnings_of_first_rank():
-            found, reason = analysis_and_reason(
-                lambda: self._first_batch.analyse(pl_module, ranks, rewrite, self._resumed, calls, self.groups),
-                self.on_unprunable,
-            )
-        super()._close()
-        if found is not None:
-            with as_misconfiguration():
-                self.pruner = Pruner.of_groups(pl_module, self.settings, *found, ranks)
-            self.pruner.twins = self._copies.twins or self.pruner.twins
-            self._go_on_with_progress(pl_module)
-            self.filters_before = self.pruner.groups.unpruned().filters
-        if reason is not None:
-            self._stop(reason, warn=True)
-
-    def _accumulate(self, trainer: Trainer, scale: float, parameters: set[int] | None = None) -> None:
-        assert self.pruner is not None
-        if trainer.global_step >= self.start_step:
-            self.pruner.update(scale, parameters)
-        else:
-            self.pruner.discard()
-
-    def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prune and log it; or say why not."""
-        if not self.history and (news := self._first_batch.news_of_all_ranks(pl_module, self._ranks)):
-            return self._begin(pl_module, news)
-        self._first_batch.close()
-        assert self.pruner is not None
-        self.pruner.optimizers = trainer.optimizers
-        intervals = Assignment(self, "_intervals", self._intervals_at(trainer.global_step))
-        with analysing(pl_module):
-            outcome = self.pruner.prune(
-                self.filters_per_prune,
-                step=trainer.global_step,
-                copies=self._copies.find(trainer, pl_module),
-                holders=trainer.callbacks,  # type: ignore[attr-defined]
-                further_steps=[Rewrap(trainer.strategy, pl_module, self.pruner.ranks), intervals],
-            )
-        intervals.commit()  # also where nothing was cut
-        if outcome:
-            log_prune(trainer, pl_module, self.history[-1], self.filters_after, self.max_prunes)
-            if self.validate_after_prune:
-                self._validation.make(trainer)
-        self._stop_after(outcome)

@@ -1,0 +1,113 @@
+"""What the callback does once it is time: begin with a network, take in its gradients, prune it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_taylor_prune.callbacks.copies import FollowingCopies
+from lightning_taylor_prune.callbacks.first_batch import FirstBatchRecorder
+from lightning_taylor_prune.callbacks.metrics import log_prune
+from lightning_taylor_prune.callbacks.resume import ResumablePruning
+from lightning_taylor_prune.callbacks.strategies import Rewrap
+from lightning_taylor_prune.callbacks.trainer_compat import (
+    ValidationRequest,
+    analysing,
+    as_misconfiguration,
+    warnings_of_first_rank,
+)
+from lightning_taylor_prune.callbacks.unprunable import OnUnprunable, analysis_and_reason
+from lightning_taylor_prune.pruning.pruner import Pruner
+from lightning_taylor_prune.pruning.ranks import Ranks
+from lightning_taylor_prune.pruning.transaction import Assignment
+from lightning_taylor_prune.tracing.call import Call
+
+
+class PruningSteps(ResumablePruning):
+    """The work behind the hooks of :class:`~lightning_taylor_prune.callbacks.pruning.TaylorPruningCallback`.
+
+    Args:
+        target: Name of the submodule to prune.
+        copies: Copies of the network to prune with it.
+    """
+
+    filters_per_prune: int
+    validate_after_prune: bool
+    on_unprunable: OnUnprunable
+    rank_timeout: float
+
+    def __init__(self, target: str | None, copies: Sequence[Any]) -> None:
+        super().__init__()
+        self.target = target
+        self._module: LightningModule | None = None
+        self._first_batch = FirstBatchRecorder(target)
+        self._validation, self._copies = ValidationRequest(), FollowingCopies(copies)
+        self._ranks: Ranks | None = None
+        self._seen_step = self._scored_step = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs to go on."""
+        fresh = {"_module": None, "_ranks": None}
+        return {**super().__getstate__(), **fresh, "_first_batch": FirstBatchRecorder(self.target)}
+
+    def _close(self) -> None:
+        """Remove all hooks from the network."""
+        self._first_batch.close()
+        super()._close()
+
+    def _begin_if_new(self, pl_module: LightningModule) -> None:
+        """Analyse the network at the first batch, and at one that calls it in other ways before the first prune."""
+        self._follow_renamed(pl_module, self._first_batch)
+        news = [] if self.history else self._first_batch.news_of_this_rank(self._ranks)
+        if self.pruner is None or news:
+            self._begin(pl_module, news or None)
+
+    def _begin(self, pl_module: LightningModule, calls: Sequence[Call] | None = None) -> None:
+        """Analyse the network and begin to score it; of one that a checkpoint has pruned, go on with its scores."""
+        ranks, rewrite = self._ranks or Ranks(self.state_key, self.rank_timeout), self.settings.rewrite_hard_coded
+        with analysing(pl_module), warnings_of_first_rank():
+            found, reason = analysis_and_reason(
+                lambda: self._first_batch.analyse(pl_module, ranks, rewrite, self._resumed, calls, self.groups),
+                self.on_unprunable,
+            )
+        super()._close()
+        if found is not None:
+            with as_misconfiguration():
+                self.pruner = Pruner.of_groups(pl_module, self.settings, *found, ranks)
+            self.pruner.twins = self._copies.twins or self.pruner.twins
+            self._go_on_with_progress(pl_module)
+            self.filters_before = self.pruner.groups.unpruned().filters
+        if reason is not None:
+            self._stop(reason, warn=True)
+
+    def _accumulate(self, trainer: Trainer, scale: float, parameters: set[int] | None = None) -> None:
+        assert self.pruner is not None
+        if trainer.global_step >= self.start_step:
+            self.pruner.update(scale, parameters)
+        else:
+            self.pruner.discard()
+
+    def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune and log it; or say why not."""
+        if not self.history and (news := self._first_batch.news_of_all_ranks(pl_module, self._ranks)):
+            return self._begin(pl_module, news)
+        self._first_batch.close()
+        assert self.pruner is not None
+        self.pruner.optimizers = trainer.optimizers
+        intervals = Assignment(self, "_intervals", self._intervals_at(trainer.global_step))
+        with analysing(pl_module):
+            outcome = self.pruner.prune(
+                self.filters_per_prune,
+                step=trainer.global_step,
+                copies=self._copies.find(trainer, pl_module),
+                holders=trainer.callbacks,  # type: ignore[attr-defined]
+                further_steps=[Rewrap(trainer.strategy, pl_module, self.pruner.ranks), intervals],
+            )
+        intervals.commit()  # also where nothing was cut
+        if outcome:
+            log_prune(trainer, pl_module, self.history[-1], self.filters_after, self.max_prunes)
+            if self.validate_after_prune:
+                self._validation.make(trainer)
+        self._stop_after(outcome)
