@@ -1,6 +1,7 @@
 """Structured Taylor pruning of any PyTorch network, as a Lightning callback."""
 
 from lightning_taylor_prune.callbacks.pruning import TaylorPruningCallback
+from lightning_taylor_prune.callbacks.recovery import Recovery
 from lightning_taylor_prune.cost import Cost, measure_cost, measure_latency
 from lightning_taylor_prune.criteria import Criterion, register_criterion
 from lightning_taylor_prune.errors import (
@@ -21,6 +22,7 @@ from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.pruning.prune import prune_
 from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.select import select
+from lightning_taylor_prune.recovery import DistillationLoss, Teacher
 
 __version__ = "0.1.0"
 
@@ -31,13 +33,16 @@ __all__ = [
     "Cost",
     "Criterion",
     "Cut",
+    "DistillationLoss",
     "PlanError",
     "PruneOutcome",
     "Pruner",
     "PruningError",
     "PruningPlan",
     "PruningWarning",
+    "Recovery",
     "TaylorPruningCallback",
+    "Teacher",
     "TraceError",
     "VerificationError",
     "find_groups",

@@ -12,6 +12,7 @@ from lightning_taylor_prune.callbacks.figures import PruningFigures
 from lightning_taylor_prune.callbacks.loggers import end_run, log_figure
 from lightning_taylor_prune.callbacks.loss_curve import LossCurve
 from lightning_taylor_prune.callbacks.pruning import TaylorPruningCallback
+from lightning_taylor_prune.callbacks.recovery import Recovery
 from lightning_taylor_prune.callbacks.status import progress_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = [
     "LossCurve",
     "PruningFigures",
     "PruningProgressBar",
+    "Recovery",
     "TaylorPruningCallback",
     "end_run",
     "log_figure",

@@ -145,7 +145,7 @@ class CallRecorder:
         self._handles.clear()
 
     def _sees(self, module: nn.Module) -> bool:
-        return not (_is_redirected(module) or _in_backward())
+        return not (is_redirected(module) or _in_backward())
 
     def _post_hook(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._running and self._sees(module):
@@ -262,7 +262,7 @@ def as_submodule(call: Call) -> Call:
     return replace(call, is_submodule=True)
 
 
-def _is_redirected(module: nn.Module) -> bool:
+def is_redirected(module: nn.Module) -> bool:
     """Whether a strategy has put the training step in place of ``forward``: then this is no call of the network.
 
     A user may put something there too (a compiled or decorated `forward`, a :func:`functools.partial`): it is one.
