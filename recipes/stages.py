@@ -11,7 +11,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_taylor_prune import TaylorPruningCallback, find_groups
+from lightning_taylor_prune import Recovery, TaylorPruningCallback, find_groups
 from lightning_taylor_prune.callbacks import LossCurve
 from lightning_taylor_prune.report import Results, groups_of
 from lightning_taylor_prune.report import compare as comparison
@@ -46,6 +46,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     recipe = Recipe(cfg, open_data(cfg.data), folder)
     callback = instantiate(cfg.pruning)  # before any training, so that its arguments are checked
+    instantiate(cfg.get("recovery"))
     check_network(recipe.build(), recipe.data, cfg.pruning)
     for stage in set(stages) & {"train", "prune", "retrain"}:
         recipe.check(stage)
@@ -98,7 +99,7 @@ def prune(recipe: Recipe, callback: TaylorPruningCallback) -> None:
         "metrics": {"val_acc": recipe.accuracy(network)},
         "prunable_filters": find_groups(network, recipe.data.example_images).num_prunable_filters,
     }
-    recipe.fit("prune", network, [callback, curve], before["metrics"])
+    recipe.fit("prune", network, [*recovery(recipe, "prune"), callback, curve], before["metrics"])
     record = {
         "before": before,
         "history": callback.history,
@@ -118,8 +119,15 @@ def prune(recipe: Recipe, callback: TaylorPruningCallback) -> None:
 def retrain(recipe: Recipe) -> None:
     """Train the pruned network on."""
     network = recipe.saved(PRUNED, "retrain")
-    recipe.fit("retrain", network)
+    recipe.fit("retrain", network, recovery(recipe, "retrain"))
     recipe.finish("retrain", network, RETRAINED)
+
+
+def recovery(recipe: Recipe, stage: str) -> list[Recovery]:
+    """Return what lets the original network teach the pruned one, if that is asked for."""
+    if recipe.cfg.get("recovery") is None:
+        return []
+    return [instantiate(recipe.cfg.recovery, teacher=recipe.saved(ORIGINAL, stage))]
 
 
 def compare(recipe: Recipe) -> None:

@@ -30,6 +30,7 @@ GROUPS = {
     "criterion": (L.Callback, lambda cfg: [instantiate(cfg.pruning)]),
     "schedule": (torch.optim.lr_scheduler.LRScheduler, schedule),
     "logger": (Logger, lambda cfg: [make(save_dir="out") for make in instantiate(cfg.logger).values()]),
+    "recovery": (L.Callback, lambda cfg: [instantiate(cfg.recovery)]),
     "callbacks": (L.Callback, lambda cfg: list(instantiate(cfg.callbacks).values())),
 }
 

@@ -50,6 +50,7 @@ def kept_numbers(cfg):
 CIFAR = [
     "cifar10_resnet20",
     pytest.param("cifar10_resnet20_cosine", marks=pytest.mark.slow),
+    "cifar10_resnet20_best",
     pytest.param("cifar10_resnet56", marks=pytest.mark.slow),
     pytest.param("cifar10_vgg16_bn", marks=pytest.mark.slow),
 ]
