@@ -6,6 +6,8 @@ import base64
 import io
 import json
 import math
+import time
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +15,9 @@ import torch
 import torch.distributed as dist
 
 from lightning_taylor_prune.errors import PruningError
+
+MOST_PATIENCE = timedelta(seconds=60)
+"""How long the first rank waits at most, having given up itself, for others to do so: it holds what they wait at."""
 
 
 class Ranks:
@@ -102,8 +107,9 @@ class Ranks:
 
     def _wait(self, key: str, ranks: list[int], timeout: timedelta, suffix: bool = False) -> list[str]:
         """Read the messages of ranks; names those that are missing."""
-        messages: list[str] = []
+        messages: dict[int, str] = {}
         missing: list[int] = []
+        began = time.monotonic()
         for rank in ranks:
             name = f"{key}/{rank}" if suffix else key
             try:
@@ -111,18 +117,29 @@ class Ranks:
                     missing.append(rank)
                     continue
                 self._store.wait([name], timeout)
-                messages.append(self._store.get(name).decode())
+                messages[rank] = self._store.get(name).decode()
             except dist.DistNetworkError:  # the store is gone, and with it the first rank, which holds it
-                missing = [0]
+                in_time = time.monotonic() - began < timeout.total_seconds() / 2
+                missing = missing or [0 if in_time or 0 not in messages else rank]
                 break
             except (RuntimeError, ValueError):  # torch's DistStoreError is a RuntimeError
                 missing.append(rank)
         if missing:
+            self._let_others_find_out(key, messages)
             raise PruningError(
                 f"Rank {self.rank} waited {timeout.total_seconds():.0f} s for ranks {missing}, which did not "
                 "reach this prune: they have died, or take another path through the training."
             )
-        return messages
+        return list(messages.values())
+
+    def _let_others_find_out(self, key: str, answered: Collection[int]) -> None:
+        """Say that this rank gives up; the first one, which holds the store, ends only when all that wait have too."""
+        try:
+            self._store.set(f"{key}/gave up/{self.rank}", "")
+            if self.rank == 0 and (others := [f"{key}/gave up/{rank}" for rank in answered if rank]):
+                self._store.wait(others, min(self._timeout, MOST_PATIENCE))
+        except RuntimeError:  # the store is gone, or one of them has died meanwhile
+            return
 
 
 def to_text(content: Any) -> str:
