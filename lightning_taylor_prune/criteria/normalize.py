@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
 
-from lightning_taylor_prune.errors import PruningWarning
 from lightning_taylor_prune.groups.groups import ChannelGroups
 
 
@@ -64,19 +62,3 @@ def without_groups(scores: Tensor, groups: ChannelGroups, names: Collection[str]
         first = groups[name].first_unit
         scores[first : first + groups[name].num_channels] = torch.nan
     return scores
-
-
-def warn_unscored(scores: Tensor, groups: ChannelGroups) -> None:
-    """Say which groups cannot be judged because the weights that matter have no gradient."""
-    names = [
-        group.name
-        for group, part in zip(groups, scores.split_with_sizes([g.num_channels for g in groups]), strict=True)
-        if part.isnan().all()
-    ]
-    if names:
-        warnings.warn(
-            f"{len(names)} groups have no score, since weights that matter for them get no gradient (frozen, or not "
-            f"used in the loss), and are not pruned: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}",
-            PruningWarning,
-            stacklevel=2,
-        )

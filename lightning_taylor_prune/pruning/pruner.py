@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_taylor_prune.criteria.normalize import normalize_scores, warn_unscored, without_groups
+from lightning_taylor_prune.criteria.normalize import normalize_scores, without_groups
 from lightning_taylor_prune.errors import PlanError, TraceError
 from lightning_taylor_prune.groups.divergence import Divergence
 from lightning_taylor_prune.groups.find import find_groups
@@ -211,7 +211,7 @@ class Pruner(AnalysedNetwork):
             seen = f"none of the {self.criterion.steps} minibatches since the last one had finite gradients"
             self._warn(f"Step {step}: no prune, as {seen}.")
             return PruneOutcome(self.groups.plan({}), "no_scores")
-        warn_unscored(raw, self.groups)
+        self._trained.warn_unscored(raw, self.model, self.groups)
         scores = normalize_scores(raw, self.groups, self.settings.normalization, self.settings.macs_weight)
         choice = self._cut(scores, filters, step, beside, further_steps)
         return PruneOutcome(choice.plan, choice.reason)

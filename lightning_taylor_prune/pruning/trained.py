@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from lightning_taylor_prune.criteria.terms import has_gradient, parameter_slices, units_of_slices
+from lightning_taylor_prune.errors import PruningWarning
+from lightning_taylor_prune.groups.group import ChannelGroup
 from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.modules.likeness import is_inside, twin_candidates
 
 
 class TrainedParameters:
@@ -20,6 +24,7 @@ class TrainedParameters:
 
     def __init__(self, names: Collection[str] = ()) -> None:
         self.names = set(names)
+        self._warned: set[str] = set()
 
     def note(self, model: nn.Module, parameters: Collection[int] | None = None) -> None:
         """Note the parameters that have a gradient now.
@@ -51,6 +56,37 @@ class TrainedParameters:
         slices = [s for role in ("writer", "reader", "affine") for s in parameter_slices(model, groups, role)]
         reached = units_of_slices([s for s in slices if s.name in trained], groups.num_units)
         return scores.masked_fill(~reached, torch.nan)
+
+    def warn_unscored(self, scores: Tensor, model: nn.Module, groups: ChannelGroups) -> None:
+        """Say, of each group once, that it cannot be judged because the weights that matter have no gradient.
+
+        Teachers are not spoken of: what is frozen whole, or is built as a part that is trained, is so on purpose.
+
+        Args:
+            scores: Shape ``[groups.num_units]``.
+            model: The network.
+            groups: Its groups.
+        """
+        parts = zip(groups, scores.split_with_sizes([g.num_channels for g in groups]), strict=True)
+        unscored = [group for group, part in parts if part.isnan().all() and group.name not in self._warned]
+        names = [group.name for group in unscored if not _is_teacher(model, group)] if unscored else []
+        self._warned.update(group.name for group in unscored)
+        if names:
+            warnings.warn(
+                f"{len(names)} groups have no score, since weights that matter for them get no gradient (frozen, or "
+                f"not used in the loss), and are not pruned: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}",
+                PruningWarning,
+                stacklevel=2,
+            )
+
+
+def _is_teacher(model: nn.Module, group: ChannelGroup) -> bool:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    touched = [piece.tensor for piece in group.slices if piece.tensor in parameters]
+    copies = [candidate.twin.follower for candidate in twin_candidates(model)]
+    return not any(parameters[name].requires_grad for name in touched) or any(
+        all(is_inside(name, copy) for name in touched) for copy in copies
+    )
 
 
 def _parameters_of_calls(model: nn.Module, groups: ChannelGroups) -> Iterator[nn.Parameter]:

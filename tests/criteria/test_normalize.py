@@ -10,16 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_taylor_prune.criteria.normalize import normalize_scores, unit_macs, warn_unscored
-from lightning_taylor_prune.errors import PruningWarning
+from lightning_taylor_prune.criteria.normalize import normalize_scores, unit_macs
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from tests.criteria.measured import build, per_group
-
-
-def test_groups_without_scores_are_named() -> None:
-    _, _, groups = build("sequential")
-    with pytest.warns(PruningWarning, match=r"1 groups have no score.*: 2$"):
-        warn_unscored(torch.tensor([1.0] * 10 + [torch.nan] * 14), groups)
 
 
 @cache
