@@ -44,6 +44,7 @@ class FirstBatchRecorder:
         self._target = target
         self._recorder: CallRecorder | None = None
         self._step: Call | None = None
+        self._known: frozenset[str] | None = None
         self._by_step = False
         self._analyses = 0
         self._new_steps: list[Call] = []
@@ -52,7 +53,7 @@ class FirstBatchRecorder:
     def begin(self, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Record from now on, if that is not so already, and note what the training step is called with."""
         if self._recorder is None:
-            self._recorder = CallRecorder(pl_module, self._target)
+            self._recorder = CallRecorder(pl_module, self._target, self._known)
         if self._target is None and pl_module.automatic_optimization:
             self._step = _training_step(pl_module, batch, batch_idx)
             self._recorder.note_uses_outside(_STEP)
@@ -67,12 +68,32 @@ class FirstBatchRecorder:
             self._new_steps.append(self._step)
 
     def close(self) -> None:
-        """Remove the hooks."""
+        """Remove the hooks; what was seen so far is known when it begins again."""
         if self._recorder is not None:
+            self._known = self._recorder.known
             self._recorder.close()
         self._recorder = self._step = None
-        self._by_step, self._analyses = False, 0
         self._forget_news()
+
+    def forget(self) -> None:
+        """Begin anew, with another network."""
+        self.close()
+        self._known, self._by_step, self._analyses = None, False, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run that is resumed before the first prune must know of the calls before, as plain data."""
+        known = self._known if self._recorder is None else self._recorder.known
+        return {"known": None if known is None else sorted(known), "analyses": self._analyses}
+
+    def _go_on(self, state: Mapping[str, Any], by_step: bool) -> None:
+        """Look out for what neither this run nor the one before the checkpoint has seen."""
+        self._by_step, self._analyses = by_step, state["analyses"]
+        known = frozenset(state["known"] or ())
+        if self._recorder is None:
+            self._known = known
+        else:
+            self._recorder.settle(known)
+            self._forget_news()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -136,6 +157,8 @@ class FirstBatchRecorder:
             if calls is None:
                 calls = self._calls_like_those_of(original, pl_module, ranks)
             groups = original.find_groups(pl_module, calls, rewrite_hard_coded)
+            if not resumed["history"]:
+                self._go_on(resumed["calls"], original.by_step)
             if not resumed["history"] and groups.kept_units().keys() != resumed["kept"].keys():
                 return groups, OriginalNetwork.of(pl_module, groups)  # it runs other ways now, and has lost nothing yet
             return groups.restricted(resumed["kept"]), original

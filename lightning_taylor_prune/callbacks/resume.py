@@ -53,6 +53,7 @@ class ResumablePruning(Callback):
     every_n_steps: int
     start_step: int
     max_prunes: int | None
+    _first_batch: FirstBatchRecorder
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,6 +131,7 @@ class ResumablePruning(Callback):
         if self.pruner is None:
             return dict(self._resumed)
         own = {"intervals": self._intervals, "stop_reason": self.stop_reason, "arguments": arguments_of(self)}
+        own["calls"] = self._first_batch.state_dict()
         return {**self.pruner.state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -137,6 +139,7 @@ class ResumablePruning(Callback):
         if not state_dict:
             return
         self._close()
+        self._first_batch.forget()
         self.pruner, self._resumed = None, dict(state_dict)
         self._intervals, self.stop_reason = state_dict["intervals"], state_dict["stop_reason"]
         resume_with_other_arguments(self, state_dict)
@@ -159,6 +162,7 @@ class ResumablePruning(Callback):
     def _forget(self) -> None:
         """Begin anew, with another module."""
         self._close()
+        self._first_batch.forget()
         self.pruner, self.stop_reason, self.filters_before = None, None, {}
         self._resumed, self._intervals = {}, 0
 

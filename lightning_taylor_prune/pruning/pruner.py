@@ -257,6 +257,7 @@ class Pruner(AnalysedNetwork):
             "criterion": self.settings.criterion,
             "scores": self.criterion.state_dict(),
             "trained": sorted(self._trained.names),
+            "sums": {} if self.history else dict(self.twins.sums),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -282,7 +283,7 @@ class Pruner(AnalysedNetwork):
     def load_progress(self, state: Mapping[str, Any]) -> None:
         """Take up history and scores of a checkpoint, for a network that has the checkpoint's shapes already."""
         self.history = copy.deepcopy(state["history"])
-        self.refused = set(state["refused"])
+        self.refused, self.twins.sums = set(state["refused"]), state["sums"]
         self._updates, self._trained = state["updates"], TrainedParameters(state.get("trained", ()))
         if self.groups.kept_units().keys() != state["kept"].keys():
             return  # analysed anew, as it runs other ways than before the checkpoint: it is scored from here on

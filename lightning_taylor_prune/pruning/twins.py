@@ -31,10 +31,13 @@ class TwinWatch:
 
     Args:
         model: The network as training begins.
+
+    Attributes:
+        sums: Sum of every parameter as training began, by name.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._sums = _sums_by_name(model)
+        self.sums: Mapping[str, float] = _sums_by_name(model)
 
     def settled(self, model: nn.Module, groups: ChannelGroups, trained: Collection[str]) -> list[Twin]:
         """Return what does follow.
@@ -47,7 +50,7 @@ class TwinWatch:
         seemed = [TwinCandidate(twin, alike=True) for twin in groups.twins]
         found = {c.twin.follower: c for c in (*twin_candidates(model), *seemed)}
         used, now = used_tensors(groups.structure.propagation.traces), _sums_by_name(model)
-        changed = {name for name, value in now.items() if value != self._sums.get(name, value)}
+        changed = {name for name, value in now.items() if value != self.sums.get(name, value)}
         return [c.twin for c in found.values() if _follows(model, c, used, changed, trained)]
 
 

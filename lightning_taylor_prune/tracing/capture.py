@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -35,19 +35,21 @@ class CallRecorder:
     Args:
         root: The network; names are relative to it.
         target: Name of the only module to look into, or ``None`` for whichever are called first.
+        known: What a recorder before has seen, see :attr:`known`: it counts as settled from the start.
 
     Attributes:
         news: Outermost calls since :meth:`settle` that are of another kind than all before, or ran other modules.
     """
 
-    def __init__(self, root: nn.Module, target: str | None = None) -> None:
+    def __init__(self, root: nn.Module, target: str | None = None, known: Collection[str] | None = None) -> None:
         self.root = root
         self._calls: dict[Any, Call] = {}
         self._outermost: dict[Any, Call] = {}
         self.news: list[Call] = []
-        self._kinds: dict[Any, None] = {}
+        self._known: set[str] = set(known or ())
+        self._new: set[str] = set()
         self._current: Call | None = None
-        self._settled = False
+        self._settled = known is not None
         self._called_by: dict[str, dict[str, None]] = {}
         self._running: list[str] = []
         self._tensors: dict[int, list[str]] = {}
@@ -77,13 +79,20 @@ class CallRecorder:
         """The outermost calls with their tensors as they came."""
         return list(self._outermost.values())
 
+    @property
+    def known(self) -> frozenset[str] | None:
+        """Kinds of calls and names of modules that were seen until :meth:`settle`; ``None`` before it."""
+        return frozenset(self._known) if self._settled else None
+
     def needs_step(self) -> bool:
         """Whether the calls alone do not show how layers work together: single layers, or uses outside of any call."""
         single = any(_is_single_layer(self.root.get_submodule(call.module)) for call in self.calls if call.module)
         return single or not self.calls or () in {stack for stacks in self._uses.values() for stack in stacks}
 
-    def settle(self) -> None:
-        """Keep no arguments any longer, and count what has been seen so far as known."""
+    def settle(self, further: Collection[str] = ()) -> None:
+        """Keep no arguments any longer, and count what has been seen so far as known, and what a run before has seen."""
+        self._known |= self._new | set(further)
+        self._new = set()
         self._outermost = {key: self._calls[key] for key in self._outermost}
         self.news, self._settled = [], True
 
@@ -170,10 +179,10 @@ class CallRecorder:
             self._note_news(call, call.module)
         self._running.append(call.module)
 
-    def _note_news(self, call: Call, kind: Any) -> None:
+    def _note_news(self, call: Call, kind: str) -> None:
         """Note the outermost call that is running if this is the first call of its kind, or of a module."""
-        is_new = kind not in self._kinds
-        self._kinds[kind] = None
+        is_new = kind not in self._known and kind not in self._new
+        self._new.add(kind)
         if is_new and self._settled and self.root.training and all(known is not self._current for known in self.news):
             assert self._current is not None
             self.news.append(self._current)
@@ -232,13 +241,13 @@ def _detached(call: Call) -> Call:
     return replace(call, args=args, kwargs=kwargs)
 
 
-def _kind_of(call: Call) -> Any:
+def _kind_of(call: Call) -> str:
     """Return what tells one way of calling a module from another: all but sizes and numbers."""
     leaves, structure = tree_flatten((call.args, dict(call.kwargs)))
     kinds = (
         x if isinstance(x, (str, bool)) else (x.dim(), x.dtype) if isinstance(x, Tensor) else type(x) for x in leaves
     )
-    return call.module, str(structure), tuple(kinds)
+    return repr((call.module, str(structure), tuple(kinds)))
 
 
 def _is_running(method: str, root: nn.Module) -> bool:
