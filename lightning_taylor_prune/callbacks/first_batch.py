@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -23,7 +23,7 @@ from lightning_taylor_prune.modules.likeness import Twin, likely_twins
 from lightning_taylor_prune.pruning.original import OriginalNetwork
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.tracing.call import Call, tree_fake
-from lightning_taylor_prune.tracing.capture import CallRecorder
+from lightning_taylor_prune.tracing.capture import CallRecorder, is_module_name
 from lightning_taylor_prune.tracing.fakes import FakeMode
 from lightning_taylor_prune.tracing.submodules import TraceableSubmodules
 
@@ -85,10 +85,10 @@ class FirstBatchRecorder:
         known = self._known if self._recorder is None else self._recorder.known
         return {"known": None if known is None else sorted(known), "analyses": self._analyses}
 
-    def _go_on(self, state: Mapping[str, Any], by_step: bool) -> None:
-        """Look out for what neither this run nor the one before the checkpoint has seen."""
+    def _go_on(self, state: Mapping[str, Any], groups: ChannelGroups, by_step: bool) -> None:
+        """Look out for what the run before the checkpoint has not seen, and for what its calls do not show now."""
         self._by_step, self._analyses = by_step, state["analyses"]
-        known = frozenset(state["known"] or ())
+        known = frozenset(state["known"] or ()) - modules_not_shown(groups, state["known"] or ())
         if self._recorder is None:
             self._known = known
         else:
@@ -156,9 +156,10 @@ class FirstBatchRecorder:
             original = OriginalNetwork.from_state_dict(resumed["original"])
             if calls is None:
                 calls = self._calls_like_those_of(original, pl_module, ranks)
-            groups = original.find_groups(pl_module, calls, rewrite_hard_coded)
+            with self.paused():
+                groups = original.find_groups(pl_module, calls, rewrite_hard_coded)
             if not resumed["history"]:
-                self._go_on(resumed["calls"], original.by_step)
+                self._go_on(resumed["calls"], groups, original.by_step)
             if not resumed["history"] and groups.kept_units().keys() != resumed["kept"].keys():
                 return groups, OriginalNetwork.of(pl_module, groups)  # it runs other ways now, and has lost nothing yet
             return groups.restricted(resumed["kept"]), original
@@ -235,6 +236,16 @@ class FirstBatchRecorder:
 def calls_of_checkpoint(resumed: Mapping[str, Any], pl_module: LightningModule) -> list[Call] | None:
     """Return how a checkpoint says the network is called; ``None`` where its arguments are no plain data."""
     return OriginalNetwork.from_state_dict(resumed["original"]).calls(pl_module)
+
+
+def modules_not_shown(groups: ChannelGroups, names: Collection[str]) -> set[str]:
+    """Return those of some modules of which the traces run no operator: code that goes by a counter runs them later."""
+    if any(call.is_submodule for call in groups.calls):
+        return set()
+    ops = (op for trace in groups.structure.propagation.traces for op in trace.ops)
+    running = {op.meta["module"] for op in ops}
+    running |= {name[:end] for name in running for end, mark in enumerate(name) if mark == "."}
+    return {name for name in names if is_module_name(name) and name not in running}
 
 
 def _training_step(pl_module: LightningModule, batch: Any, batch_idx: int) -> Call | None:

@@ -74,9 +74,12 @@ class PruningSteps(ResumablePruning):
             )
         super()._close()
         if found is not None:
+            before = self.pruner
             with as_misconfiguration():
                 self.pruner = Pruner.of_groups(pl_module, self.settings, *found, ranks)
             self.pruner.twins = self._copies.twins or self.pruner.twins
+            if before is not None:
+                self.pruner.go_on_from(before)
             self._go_on_with_progress(pl_module)
             self.filters_before = self.pruner.groups.unpruned().filters
         if reason is not None:

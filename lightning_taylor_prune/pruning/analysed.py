@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from lightning_taylor_prune.criteria import CRITERIA, Criterion
@@ -51,6 +52,17 @@ class AnalysedNetwork:
             former, rewrite = before.structure.propagation.traces, self.settings.rewrite_hard_coded
             self.groups = self.original.find_groups(self.model, before.calls, rewrite, former)
             self.restart_criterion(carried_scores(self.criterion.state_dict(), before, self.groups))
+
+    def go_on_from(self, before: AnalysedNetwork) -> None:
+        """Take over what is known of the network, and its scores where the groups are the same, before it is pruned.
+
+        Args:
+            before: The network as it was analysed over fewer calls.
+        """
+        self._trained = before._trained
+        own, former = self.groups.kept_units(), before.groups.kept_units()
+        if own.keys() == former.keys() and all(np.array_equal(units, former[name]) for name, units in own.items()):
+            self.restart_criterion(carried_scores(before.criterion.state_dict(), before.groups, self.groups))
 
     def _analysed_anew(self) -> bool:
         """Analyse again if the network does other things than it did, uncut (a hook was added); say whether it was."""

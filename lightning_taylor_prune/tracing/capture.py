@@ -90,7 +90,7 @@ class CallRecorder:
         return single or not self.calls or () in {stack for stacks in self._uses.values() for stack in stacks}
 
     def settle(self, further: Collection[str] = ()) -> None:
-        """Keep no arguments any longer, and count what has been seen so far as known, and what a run before has seen."""
+        """Keep no arguments any longer; what has been seen so far, here or in a run before, counts as known."""
         self._known |= self._new | set(further)
         self._new = set()
         self._outermost = {key: self._calls[key] for key in self._outermost}
@@ -248,6 +248,11 @@ def _kind_of(call: Call) -> str:
         x if isinstance(x, (str, bool)) else (x.dim(), x.dtype) if isinstance(x, Tensor) else type(x) for x in leaves
     )
     return repr((call.module, str(structure), tuple(kinds)))
+
+
+def is_module_name(known: str) -> bool:
+    """Whether something known (see :attr:`CallRecorder.known`) is the name of a module, not a kind of calls."""
+    return not known.startswith("(")
 
 
 def _is_running(method: str, root: nn.Module) -> bool:
