@@ -59,15 +59,22 @@ class FollowingCopies:
         found = copies_of_module(trainer, pl_module)
         self._sums = WeakKeyDictionary({copy.holder: sums(copy.holder.parameters()) for copy in found})
 
-    def find(self, trainer: Trainer, pl_module: LightningModule) -> list[Copy]:
-        """Return the copies that follow the training; one that was made since then does if its values are alike."""
+    def find(self, trainer: Trainer, pl_module: LightningModule) -> list[object]:
+        """Return the copies that follow the training; one that was made since then does if its values are alike.
+
+        Modules of the network itself that the user names are returned as they are, see :meth:`Pruner.prune`.
+        """
         holders, averages = Holders(pl_module), {id(module) for module in _averages(trainer)}
-        named = [copy for value in self._values(pl_module) if (copy := _named(holders, value)) is not None]
+        own = {id(module) for module in pl_module.modules()}
+        values = list(self._values(pl_module))
+        inside = [value for value in values if id(value) in own]
+        several = [_named(holders, value) for value in values if id(value) not in own]
+        named = [copy for copy in several if copy is not None]
         layers = dict(layers_of_masks(trainer, pl_module))
         named += layers.values()
         known = {*layers, *(id(copy.holder) for copy in named)}
         found = [copy for copy in holders.copies(_roots(trainer, pl_module)) if id(copy.holder) not in known]
-        return [*named, *(c for c in found if id(c.holder) in averages or self._follows(c, pl_module))]
+        return [*inside, *named, *(c for c in found if id(c.holder) in averages or self._follows(c, pl_module))]
 
     def _values(self, pl_module: LightningModule) -> Iterator[object]:
         for value in self._named:

@@ -62,8 +62,9 @@ class TaylorPruningCallback(PruningSteps):
         rewrite_hard_coded: Prune sizes that stand as numbers in a module's code too, see
             :func:`~lightning_taylor_prune.groups.find.find_groups`.
         on_unprunable: What to do where nothing can be pruned: ``"warn"`` and train on, or raise an ``"error"``.
-        copies: Copies of the network to prune with it (modules, dictionaries or lists of tensors, or functions that
-            return one), where they are held by neither callbacks nor the module, or change only after the first prune.
+        copies: Copies of the network to prune with it (modules, dictionaries or lists of tensors, or functions of the
+            module that return one), where they are held by neither callbacks nor the module, or change only after the
+            first prune and by code that is not seen.
         rank_timeout: Under DDP, seconds to wait at a prune for other ranks before giving up with an error.
 
     Attributes:

@@ -13,7 +13,7 @@ from torch import nn
 from lightning_taylor_prune.criteria import CRITERIA, Criterion
 from lightning_taylor_prune.errors import PruningError, PruningWarning
 from lightning_taylor_prune.groups.groups import ChannelGroups
-from lightning_taylor_prune.modules.likeness import Twin
+from lightning_taylor_prune.modules.likeness import Twin, is_inside
 from lightning_taylor_prune.pruning.original import OriginalNetwork
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.pruning.renamed import renamed_scored, shapes_with_renamed, vanished
@@ -37,11 +37,25 @@ class AnalysedNetwork:
     _trained: TrainedParameters
     _lost: frozenset[str] = frozenset()
 
-    def _settle_twins(self) -> None:
-        """Before the first prune, analyse anew if other modules follow than seemed to at first: now they have moved."""
+    def _settle_twins(self, named: Sequence[str], holders: Sequence[object]) -> None:
+        """Before the first prune, analyse anew if other modules follow than seemed to at first: now they have moved.
+
+        Args:
+            named: Names of modules of which the user says that they follow.
+            holders: Objects beside the network whose code may update it.
+        """
         if self.history:
             return
-        found = self.twins.settled(self.model, self.groups, self._trained.names)
+        found = self.twins.settled(self.model, self.groups, self._trained.names, named, holders)
+        for twin in self.twins.undecided:
+            self._warn(
+                f"`{twin.follower}` is built as `{twin.leader}` and has values like it, but has not changed so far: it "
+                "is taken for a teacher, and keeps its channels. If it is updated from the other one later on, name it: "
+                f"`copies=[lambda module: module.get_submodule({twin.follower!r})]`."
+            )
+        for name in named:
+            if not any(is_inside(twin.follower, name) for twin in found):
+                self._warn(f"`{name}` is one of `copies`, but no trained part has parameters of its names and shapes.")
         self._tie([Twin(*names) for names in self.ranks.from_first([list(twin) for twin in found])])
 
     def _tie(self, twins: Sequence[Twin]) -> None:

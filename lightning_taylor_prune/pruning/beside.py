@@ -50,6 +50,13 @@ class Beside:
         return [*several, *(o for o in self.optimizers if id(unwrap(o)) not in known)]
 
 
+def inside_and_beside(network: nn.Module, copies: Iterable[object]) -> tuple[list[str], list[object]]:
+    """Return the names of those copies that are modules of the network itself, and the other copies."""
+    names = {id(module): name for name, module in network.named_modules() if name}
+    several = list(copies)
+    return [names[id(c)] for c in several if id(c) in names], [c for c in several if id(c) not in names]
+
+
 def copy_named(found: Holders, value: object) -> Copy:
     """Return what a user says is a copy, as one: also where an average wraps it.
 

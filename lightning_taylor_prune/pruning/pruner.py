@@ -17,7 +17,7 @@ from lightning_taylor_prune.groups.find import find_groups
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.plan import PruningPlan
 from lightning_taylor_prune.pruning.analysed import AnalysedNetwork
-from lightning_taylor_prune.pruning.beside import Beside
+from lightning_taylor_prune.pruning.beside import Beside, inside_and_beside
 from lightning_taylor_prune.pruning.bookkeeping import Bookkeeping
 from lightning_taylor_prune.pruning.constraints import Constraints, check_int, check_number
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
@@ -189,8 +189,8 @@ class Pruner(AnalysedNetwork):
         Args:
             filters: Units to remove. A unit is mostly one filter; coupled filters (a residual stream's) count once.
             step: Number of the optimizer step, for the history; by default the number of updates.
-            copies: What is cut along: copies of the network or of a submodule (moving averages), dictionaries from
-                names of parameters to tensors, lists of tensors in the order of a module's parameters.
+            copies: What is cut along: copies of the network or of a submodule (moving averages), also inside it,
+                dictionaries from names of parameters to tensors, lists of tensors in the order of a module's parameters.
             holders: Objects that may hold the network's parameters, or optimizers of them, as attributes.
             further_steps: What else belongs to the cut, see :class:`~lightning_taylor_prune.pruning.transaction.Step`.
         """
@@ -199,8 +199,9 @@ class Pruner(AnalysedNetwork):
         if not self.groups.num_units:
             return PruneOutcome(self.groups.plan({}), "nothing_left")
         try:
-            self._settle_twins()
-            return self._prune(filters, step, Beside.of(self.model, copies, holders), further_steps)
+            inside, others = inside_and_beside(self.model, copies)
+            self._settle_twins(inside, holders)
+            return self._prune(filters, step, Beside.of(self.model, others, holders), further_steps)
         except TraceError as error:
             self._warn(f"Step {step}: no prune, as the network cannot be traced as it is now. {error}")
             return PruneOutcome(self.groups.plan({}), "untraceable")

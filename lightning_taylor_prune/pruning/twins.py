@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from lightning_taylor_prune.modules.likeness import (
     sums,
     twin_candidates,
 )
+from lightning_taylor_prune.modules.updates_in_code import is_updated_in_code
 from lightning_taylor_prune.plan import Indices
 
 
@@ -27,39 +28,57 @@ class TwinWatch:
 
     At first a module whose values are like those of a trained one is taken for its follower. By the first prune more is
     known: it has changed, or it has not and is called in training, and then is a teacher, unless its name says that it
-    is an average. One that is never called holds numbers for its leader's, one by one, and follows.
+    is an average, the user says that it follows, or the training's code updates it from its leader (a target network
+    that is copied anew after many steps). One that is never called holds numbers for its leader's, one by one, and
+    follows.
 
     Args:
         model: The network as training begins.
 
     Attributes:
         sums: Sum of every parameter as training began, by name.
+        undecided: What :meth:`settled` took for teachers although their values are like those of what is trained.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.sums: Mapping[str, float] = _sums_by_name(model)
+        self.undecided: list[Twin] = []
 
-    def settled(self, model: nn.Module, groups: ChannelGroups, trained: Collection[str]) -> list[Twin]:
+    def settled(
+        self,
+        model: nn.Module,
+        groups: ChannelGroups,
+        trained: Collection[str],
+        named: Collection[str] = (),
+        holders: Sequence[object] = (),
+    ) -> list[Twin]:
         """Return what does follow.
 
         Args:
             model: The network, not pruned yet.
             groups: Its groups, in which what seems to follow is tied.
             trained: Names of the parameters that gradients have reached so far.
+            named: Names of modules of which the user says that they follow.
+            holders: Objects beside the network whose methods may update it (callbacks).
         """
         seemed = [TwinCandidate(twin, alike=True) for twin in groups.twins]
         found = {c.twin.follower: c for c in (*twin_candidates(model), *seemed)}
         used, now = used_tensors(groups.structure.propagation.traces), _sums_by_name(model)
         changed = {name for name, value in now.items() if value != self.sums.get(name, value)}
-        return [c.twin for c in found.values() if _follows(model, c, used, changed, trained)]
+        free = [c for c in found.values() if not any(is_inside(name, c.twin.follower) for name in trained)]
+        follow = [
+            c.twin
+            for c in free
+            if any(is_inside(c.twin.follower, name) for name in named)
+            or _follows(model, c, used, changed)
+            or (c.alike and is_updated_in_code(c.twin, [model, *holders]))
+        ]
+        self.undecided = [c.twin for c in free if c.alike and c.twin not in follow]
+        return follow
 
 
-def _follows(
-    model: nn.Module, candidate: TwinCandidate, used: Collection[str], changed: set[str], trained: Collection[str]
-) -> bool:
+def _follows(model: nn.Module, candidate: TwinCandidate, used: Collection[str], changed: set[str]) -> bool:
     name = candidate.twin.follower
-    if any(is_inside(parameter, name) for parameter in trained):
-        return False
     is_called = any(is_inside(tensor, name) for tensor in used)
     if candidate.alike and (not is_called or named_as_average([name])):
         return True

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_taylor_prune import TaylorPruningCallback
+from lightning_taylor_prune.errors import PruningWarning
 from tests.lightning_modules import loader, small_network, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
@@ -103,6 +104,46 @@ class CopiedLate(Pair):
             self.other.target.load_state_dict(self.online.state_dict())
 
 
+class CopiedLateWithoutAName(Pair):
+    """As above, but only the code of the training says what it is."""
+
+    def follow(self) -> None:
+        if self.global_step == 8:
+            self.other.load_state_dict(self.online.state_dict())
+
+
+class AveragedLate(Pair):
+    """A mean teacher that stands still at first."""
+
+    def follow(self) -> None:
+        if self.current_epoch:
+            super().follow()
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        for own, new in zip(self.other.parameters(), self.online.parameters(), strict=True):
+            own.data.lerp_(new.data, float(self.current_epoch) * 0.1)
+
+
+@torch.no_grad()
+def soft_update(source: nn.Module, target: nn.Module, share: float) -> None:
+    for own, new in zip(target.parameters(), source.parameters(), strict=True):
+        own.lerp_(new, share)
+
+
+class FollowsByAFunction(Pair):
+    def follow(self) -> None:
+        if self.global_step > 5:
+            soft_update(self.online, self.other, share=0.1)
+
+
+class Hidden(Pair):
+    """No code of the class names both networks."""
+
+    def follow(self) -> None:
+        if self.global_step > 5:
+            soft_update(*self.children(), share=0.1)
+
+
 class Contrastive(Pair):
     """Keeps a queue of what the momentum encoder has put out, which is updated before the forward pass."""
 
@@ -149,6 +190,9 @@ FOLLOWERS = [
     FollowsLate,
     Averaged,
     CopiedLate,
+    CopiedLateWithoutAName,
+    AveragedLate,
+    FollowsByAFunction,
     Contrastive,
     Predicting,
 ]
@@ -228,11 +272,50 @@ def test_what_follows_the_network_is_pruned_with_it(cls: type[Pair], criterion: 
     assert shapes(module.other) == shapes(module.online)
 
 
+@pytest.mark.filterwarnings("ignore:`other` is built as `online`")
 @pytest.mark.parametrize("criterion", ["taylor", "taylor_examples", "magnitude", "random"])
 @pytest.mark.parametrize("cls", TEACHERS)
 def test_a_teacher_is_not_touched(cls: type[Pair], criterion: str) -> None:
     module, before = pruned(cls, criterion)
     assert shapes(module.other) == before
+
+
+def test_the_user_names_a_follower_inside_the_module() -> None:
+    module = Hidden()
+    callback = TaylorPruningCallback(every_n_steps=3, filters_per_prune=2, copies=[lambda module: module.other])
+    trainer(callback).fit(module, loader())
+    assert shapes(module.other) == shapes(module.online) != shapes(small_network())
+
+
+def test_what_is_like_the_network_but_stands_still_is_warned_of_once() -> None:
+    with pytest.warns(PruningWarning) as caught:
+        pruned(OwnPast, "taylor")
+    assert [str(w.message).partition(":")[0] for w in caught if w.category is PruningWarning] == [
+        "`other` is built as `online` and has values like it, but has not changed so far"
+    ]
+
+
+def test_named_modules_that_follow_nothing_are_warned_of() -> None:
+    callback = TaylorPruningCallback(every_n_steps=3, copies=[lambda module: module.other])
+    with pytest.warns(PruningWarning, match="`other` is one of `copies`"):
+        trainer(callback).fit(OtherNetwork(), loader())
+
+
+class Updates(pl.Callback):
+    """Copies the network anew once in a while."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        if trainer.global_step == 8:
+            self.renew(pl_module)
+
+    def renew(self, module: Any) -> None:
+        module.other.load_state_dict(module.online.state_dict())
+
+
+def test_a_callback_may_be_what_updates_the_follower() -> None:
+    module, callback = OwnPast(), TaylorPruningCallback(every_n_steps=3, filters_per_prune=2)
+    trainer(more_callbacks=[callback, Updates()]).fit(module, loader())
+    assert shapes(module.other) == shapes(module.online) != shapes(small_network())
 
 
 class HardlyLearning(Pair):

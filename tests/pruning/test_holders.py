@@ -203,6 +203,7 @@ class TaughtByItsPast(Both):
         pruner.update()
 
 
+@pytest.mark.filterwarnings("ignore:`teacher` is built as `student`")
 def test_a_plain_loop_resumes_beside_a_teacher_that_was_equal_to_the_network() -> None:
     first, second = TaughtByItsPast(), TaughtByItsPast()
     pruner = Pruner(first, X)
