@@ -50,7 +50,7 @@ class AnalysedNetwork:
         for twin in self.twins.undecided:
             self._warn(
                 f"`{twin.follower}` is built as `{twin.leader}` and has values like it, but has not changed so far: it "
-                "is taken for a teacher, and keeps its channels. If it is updated from the other one later on, name it: "
+                "is taken for a teacher, and keeps its channels. If it is updated from the other one later, name it: "
                 f"`copies=[lambda module: module.get_submodule({twin.follower!r})]`."
             )
         for name in named:

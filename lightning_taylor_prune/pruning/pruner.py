@@ -189,8 +189,8 @@ class Pruner(AnalysedNetwork):
         Args:
             filters: Units to remove. A unit is mostly one filter; coupled filters (a residual stream's) count once.
             step: Number of the optimizer step, for the history; by default the number of updates.
-            copies: What is cut along: copies of the network or of a submodule (moving averages), also inside it,
-                dictionaries from names of parameters to tensors, lists of tensors in the order of a module's parameters.
+            copies: What is cut along: copies of the network or of a submodule (moving averages) beside or in it,
+                dictionaries from names to tensors, lists of tensors in the order of a module's parameters.
             holders: Objects that may hold the network's parameters, or optimizers of them, as attributes.
             further_steps: What else belongs to the cut, see :class:`~lightning_taylor_prune.pruning.transaction.Step`.
         """

@@ -64,6 +64,16 @@ def foreach(ctx: RuleContext, *args: Any, **kwargs: Any) -> Results:
     return Labels((), static=all(result.static for result in results))  # in place nothing is returned
 
 
+@register_rule("aten._has_compatible_shallow_copy_type")
+def exchange_of_data(ctx: RuleContext, x: Labels, new: Labels) -> Labels:
+    """``x.data = new``, as averages of weights are written: both have the same positions from then on."""
+    if x.shape == new.shape:
+        pointwise(ctx, [x, new], x.shape)
+    else:
+        ctx.lock_all([x, new], "gets data of another shape")
+    return Labels(())
+
+
 @register_rule(*(f"aten.{name}" for name in _UNCHANGED.split()))
 def unchanged(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """Same values, perhaps in another place or precision."""
