@@ -136,6 +136,14 @@ class FollowsByAFunction(Pair):
             soft_update(self.online, self.other, share=0.1)
 
 
+class CopiedBeforeTheCheckpoint(Pair):
+    """Changes once, before a checkpoint that is resumed before the first prune; no code names both networks."""
+
+    def follow(self) -> None:
+        if self.global_step == 2:
+            soft_update(*self.children(), share=0.5)
+
+
 class Hidden(Pair):
     """No code of the class names both networks."""
 
@@ -159,6 +167,34 @@ class Contrastive(Pair):
         logits = torch.cat([(query * key).sum(1, keepdim=True), query @ self.queue.clone()], 1)
         self.queue = torch.cat([self.queue[:, len(key) :], key.T], 1)
         return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        pass
+
+
+class Queued(Pair):
+    """As MoCo is written: new `.data`, a place in the queue that is read as a number, and batches that are shuffled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("queue", torch.randn(4, 16, generator=torch.Generator().manual_seed(0)))
+        self.register_buffer("place", torch.zeros(1, dtype=torch.long))
+
+    @torch.no_grad()
+    def keys(self, x: Tensor) -> Tensor:
+        for own, new in zip(self.other.parameters(), self.online.parameters(), strict=True):
+            own.data = own.data * 0.99 + new.data * 0.01
+        order = torch.randperm(len(x))
+        return F.normalize(self.other(x[order])[order.argsort()], dim=1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        torch.manual_seed(self.global_step)
+        query = F.normalize(self.online(batch[0] + 0.1 * torch.randn_like(batch[0])), dim=1)
+        key, place = self.keys(batch[0]), int(self.place)
+        logits = torch.cat([(query * key).sum(1, keepdim=True), query @ self.queue.clone()], 1)
+        self.queue[:, place : place + len(key)] = key.T
+        self.place[0] = (place + len(key)) % self.queue.shape[1]
+        return F.cross_entropy(logits / 0.1, torch.zeros(len(logits), dtype=torch.long))
 
     def on_train_batch_end(self, *args: Any) -> None:
         pass
@@ -194,6 +230,7 @@ FOLLOWERS = [
     AveragedLate,
     FollowsByAFunction,
     Contrastive,
+    Queued,
     Predicting,
 ]
 
@@ -332,14 +369,18 @@ def test_the_follower_keeps_the_positions_that_the_network_keeps() -> None:
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
 
 
-def test_a_resumed_run_prunes_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [3, 10], ids=["after prunes", "before the first prune"])
+@pytest.mark.parametrize("cls", [Pair, CopiedBeforeTheCheckpoint, Queued])
+def test_a_resumed_run_prunes_the_same(cls: type[Pair], every: int, tmp_path: Path) -> None:
     def run(resume: str | None, epochs: int) -> Pair:
-        module, saving = Pair(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-        callbacks = [TaylorPruningCallback(every_n_steps=3, filters_per_prune=2, max_prunes=None), saving]
+        module, saving = cls(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        callbacks = [TaylorPruningCallback(every_n_steps=every, filters_per_prune=2, max_prunes=None), saving]
         fitting = trainer(more_callbacks=callbacks, max_epochs=epochs, enable_checkpointing=True)
         fitting.fit(module, loader(), ckpt_path=resume)
         return module
 
     whole = run(None, 2)
     resumed = run(str(tmp_path / "epoch=0.ckpt"), 2)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    states = whole.state_dict(), resumed.state_dict()
+    assert shapes(whole.other) == shapes(whole.online) != shapes(small_network())
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
