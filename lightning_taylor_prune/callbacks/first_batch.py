@@ -22,7 +22,7 @@ from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.modules.likeness import Twin, likely_twins
 from lightning_taylor_prune.pruning.original import OriginalNetwork
 from lightning_taylor_prune.pruning.ranks import Ranks
-from lightning_taylor_prune.tracing.call import Call, tree_fake
+from lightning_taylor_prune.tracing.call import Call, current_autocast, tree_fake
 from lightning_taylor_prune.tracing.capture import CallRecorder, is_module_name
 from lightning_taylor_prune.tracing.fakes import FakeMode
 from lightning_taylor_prune.tracing.submodules import TraceableSubmodules
@@ -254,7 +254,9 @@ def _training_step(pl_module: LightningModule, batch: Any, batch_idx: int) -> Ca
     if not parameters or parameters[0].name == "dataloader_iter":
         return None
     takes_index = len(parameters) > 1 or parameters[0].kind is inspect.Parameter.VAR_POSITIONAL
-    return Call("", (batch, batch_idx) if takes_index else (batch,), method=_STEP)
+    with pl_module.trainer.precision_plugin.train_step_context():
+        autocast = current_autocast()  # the Trainer enters it after the hook that sees the batch
+    return Call("", (batch, batch_idx) if takes_index else (batch,), autocast=autocast, method=_STEP)
 
 
 def _groups_of_step(

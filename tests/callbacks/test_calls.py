@@ -123,6 +123,23 @@ def test_the_classes_are_kept(kind: type[Step]) -> None:
     assert module.fc.out_features == 10
 
 
+class InPrecision(Step):
+    """Runs only in the precision that the Trainer sets: what is written into a tensor must have its type."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        logits = self.fc(self.features(batch[0]))
+        table = torch.zeros(10, 10, dtype=torch.bfloat16).index_add(0, batch[1], logits)
+        return F.cross_entropy(logits, batch[1]) + table.square().mean()
+
+
+def test_the_step_is_analysed_in_the_precision_of_the_training() -> None:
+    module, pruning = InPrecision(), TaylorPruningCallback(every_n_steps=3, filters_per_prune=6, max_prunes=1)
+    trainer(pruning, precision="bf16-mixed").fit(module, loader())
+    assert [(call.method, call.autocast) for call in pruning.groups.calls] == [
+        ("training_step", ("cpu", torch.bfloat16))
+    ]
+
+
 class Penalised(Step):
     """Adds the norm of all weights to its loss, outside of any call."""
 

@@ -57,7 +57,7 @@ CASES: dict[str, tuple[Callable[..., Any], list[Tensor], int]] = {
     "foreach_multiply": (lambda x, y: torch._foreach_mul([x, y], 0.5), [X, X], 24),
     "foreach_lerp": (lambda x, y: torch._foreach_lerp([x], [y], 0.5), [X, X], 12),
     "foreach_in_place": (lambda x, y: _foreach_in_place([x.clone()], [y]), [X, X], 12),
-    "data": (lambda x, y: _with_data(x.clone(), y), [X, X], 12),
+    "new_data": (lambda x, y: _with_data(x.clone(), y), [X, X], 12),
     "meshgrid": (lambda x, y: torch.meshgrid(x, y, indexing="ij"), [ROW, COLUMN[:, 0]], 9),
     "meshgrid_xy": (lambda x, y: torch.meshgrid(x, y, indexing="xy"), [ROW, COLUMN[:, 0]], 9),
     "gelu": (F.gelu, [X], 12),
