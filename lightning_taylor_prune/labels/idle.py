@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -43,15 +44,18 @@ def settle_idle(
         values: Labels of all inputs and results of the traced calls.
     """
     sizes = {axis.size for axis in axes if axis.size > 1}
-    lines = _lines(sizes, values)
+    several = list(values)
+    lines = _lines(sizes, several)
+    unexplained = {axis.size for axis in axes if axis.size > 1 and axis.dim == 1} - set(lines)  # what a weight reads
+    within = _lines_within(unexplained, several) if unexplained else {}
     for axis in axes:
-        candidates = _distinct(space, lines.get(axis.size, ()))
+        candidates = _distinct(space, lines.get(axis.size, within.get(axis.size, ()) if axis.dim == 1 else ()))
         free = [line for line in candidates if line is not None and not space.is_locked(line)]
         own = parameters[axis.tensor].along(axis.dim) if axis.dim is not None else None
         if axis.like and axis.dim is not None and own is not None:
             _follow_what_runs(space, axis, own.ravel(), parameters)
             continue
-        if len(candidates) == len(free) == 1 and own is not None:
+        if len(candidates) == len(free) == 1 and own is not None and len(free[0]) == axis.size:
             space.unite(own.ravel(), free[0])
             continue
         for line in free:
@@ -81,6 +85,29 @@ def _lines(sizes: Collection[int], values: Iterable[Labels]) -> dict[int, list[F
                 line = None if labels is None or len(axes_of(labels)) > 1 else labels.ravel()
                 if line is not None or axis < 2 or len(value.shape) < 4:  # an image has its channels before its places
                     found.setdefault(size, []).append(line)
+    return found
+
+
+def _lines_within(sizes: Collection[int], values: Sequence[Labels]) -> dict[int, list[Field | None]]:
+    """Return the labels of channels of which a layer of some size could read several axes in one.
+
+    These are the channels of an image and its places in one axis, or two results' channels in one.
+    """
+    found: dict[int, list[Field | None]] = {}
+    channels: dict[tuple[int, ...], list[Field]] = {}
+    for value in values:
+        labels = value.along(1) if len(value.shape) > 1 else None
+        if labels is None or len(axes_of(labels)) > 1 or not value.shape[1] > 1:
+            continue
+        line, count = labels.ravel(), math.prod(value.shape[1:])
+        channels.setdefault(value.shape[:1] + value.shape[2:], []).append(line)
+        if len(value.shape) > 2 and count in sizes:
+            found.setdefault(count, []).append(line)
+    for several in channels.values():
+        by_size = {len(line): [other for other in several if len(other) == len(line)] for line in several}
+        for size in sizes:
+            for first, second in ((n, size - n) for n in by_size if size - n in by_size):
+                found.setdefault(size, []).extend([*by_size[first], *by_size[second]])
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
@@ -78,15 +79,24 @@ def _outermost_unused(root: nn.Module, name: str, absent: Collection[str]) -> st
 
 
 def _built_alike(root: nn.Module, name: str, absent: Collection[str]) -> str:
-    """Return the name of a module beside another one with the same class and shapes of which something is used."""
-    above = name.rpartition(".")[0]
+    """Return the name of a module beside another one with the same class and shapes of which something is used.
+
+    Only modules of one list or dictionary, and those whose names differ in their numbers alone, stand for one another.
+    """
+    above, _, own = name.rpartition(".")
     module = root.get_submodule(name)
     shapes = _shapes_in(module)
     for child, other in root.get_submodule(above).named_children():
+        if not isinstance(root.get_submodule(above), (nn.ModuleList, nn.ModuleDict)) and _stem(child) != _stem(own):
+            continue
         found = f"{above}.{child}" if above else child
         if type(other) is type(module) and _shapes_in(other) == shapes and not _names_in(other, found) <= set(absent):
             return found
     return ""
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 def _shapes_in(module: nn.Module) -> dict[str, tuple[int, ...]]:

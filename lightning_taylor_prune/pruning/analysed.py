@@ -79,14 +79,21 @@ class AnalysedNetwork:
             self.restart_criterion(carried_scores(before.criterion.state_dict(), before.groups, self.groups))
 
     def _analysed_anew(self) -> bool:
-        """Analyse again if the network does other things than it did, uncut (a hook was added); say whether it was."""
+        """Analyse again if the network does other things than it did, uncut (a path joined); say whether it was.
+
+        Groups that are new have lost nothing yet; the scores of the others are kept.
+        """
         if self.groups.verify(self.model, self.groups.plan({})) is None:
             return False
-        kept = self.groups.kept_units()
-        found = self.original.find_groups(self.model, self.groups.calls, self.settings.rewrite_hard_coded)
-        if found.kept_units().keys() != kept.keys():  # it ties other channels now: what is concerned is refused
-            return False
-        self.groups = found.restricted(kept)
+        before = self.groups
+        found = self.original.find_groups(self.model, before.calls, self.settings.rewrite_hard_coded)
+        sizes = {group.name: group.original_num_channels for group in found.unpruned()}
+        if any(sizes.get(g.name) != g.original_num_channels for g in before.unpruned()):
+            return False  # it ties other channels now: what is concerned is refused
+        self.groups = found.restricted({**found.kept_units(), **before.kept_units()})
+        state = carried_scores(self.criterion.state_dict(), before, self.groups)
+        state["scored"] |= dict.fromkeys(self._trained.names, True)  # of what reads them now, too
+        self.restart_criterion(state)
         self._warn("The network does other things than when it was analysed first, and was analysed again.")
         return True
 

@@ -213,9 +213,11 @@ class Pruner(AnalysedNetwork):
             self._warn(f"Step {step}: no prune, as {seen}.")
             return PruneOutcome(self.groups.plan({}), "no_scores")
         self._trained.warn_unscored(raw, self.model, self.groups)
-        scores = normalize_scores(raw, self.groups, self.settings.normalization, self.settings.macs_weight)
-        choice = self._cut(scores, filters, step, beside, further_steps)
+        choice = self._cut(self._normalized(raw), filters, step, beside, further_steps)
         return PruneOutcome(choice.plan, choice.reason)
+
+    def _normalized(self, raw: Tensor) -> Tensor:
+        return normalize_scores(raw, self.groups, self.settings.normalization, self.settings.macs_weight)
 
     def _cut(self, scores: Tensor, filters: int, step: int, beside: Beside, further_steps: Sequence[Step]) -> Choice:
         """Cut; groups whose channels the network's code turns out not to give up are left out from then on."""
@@ -224,7 +226,9 @@ class Pruner(AnalysedNetwork):
             divergence = self.groups.verify(self.model, choice.plan) if choice.plan else None
             self.ranks.agree(choice.plan.digest() if divergence is None else divergence.message)
             if divergence is not None:
-                if not self._analysed_anew():
+                if self._analysed_anew():
+                    scores = self._normalized(self.scores)
+                else:
                     self._refuse(choice.plan, divergence)
                 continue
             if choice.plan:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_taylor_prune import TaylorPruningCallback
-from tests.callbacks.test_calls import HeadByArgument, Heads, LaterBranch, Step
+from lightning_taylor_prune.errors import PruningWarning
+from tests.callbacks.test_calls import HeadByArgument, Heads, LaterBranch, Step, block
 from tests.lightning_modules import loader, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Starting from v1.9.0:UserWarning")
@@ -94,3 +95,113 @@ def test_a_second_fit_goes_on_watching() -> None:
     first.fit_loop.max_epochs = 2
     first.fit(module, loader())
     assert pruning.groups is not None and [call.module for call in pruning.groups.calls] == ["", ""]
+
+
+class Joins(Step):
+    """Something joins the loss only after the first prunes."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        h = self.a(batch[0])
+        g = self.b(h)
+        loss = F.cross_entropy(self.fc(g.mean((2, 3))), batch[1])
+        return loss if self.global_step < JOINS else loss + self.joining(h, g).square().mean()
+
+    def joining(self, h: Tensor, g: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class LateHead(Joins):
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = nn.Sequential(nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 10))
+
+    def joining(self, h: Tensor, g: Tensor) -> Tensor:
+        return self.late(g.mean((2, 3)))
+
+
+class LateShortcut(Joins):
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = nn.Conv2d(16, 12, 1)
+
+    def joining(self, h: Tensor, g: Tensor) -> Tensor:
+        return g + self.late(h)
+
+
+class LateDepthwise(Joins):
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = nn.Conv2d(12, 12, 3, groups=12)
+
+    def joining(self, h: Tensor, g: Tensor) -> Tensor:
+        return self.late(g)
+
+
+class LateOnEveryPlace(Joins):
+    """Reads all places of an image in one axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = nn.Linear(16 * 64, 10)
+
+    def joining(self, h: Tensor, g: Tensor) -> Tensor:
+        return self.late(h.flatten(1))
+
+
+class LateOnBoth(Joins):
+    """Reads the channels of two results in one axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = nn.Conv2d(28, 10, 1)
+        self.c = block(12, 15)
+        self.fc = nn.Linear(15, 10)
+
+    def joining(self, h: Tensor, g: Tensor) -> Tensor:
+        return self.late(torch.cat([h, g], 1))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        h = self.a(batch[0])
+        g = self.b(h)
+        loss = F.cross_entropy(self.fc(self.c(g).mean((2, 3))), batch[1])
+        return loss if self.global_step < JOINS else loss + self.joining(h, g).square().mean()
+
+
+class LateOnOneOfTwo(LateOnBoth):
+    """Has the shapes of another head that runs, and reads something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b, self.c = block(16, 14), block(14, 16)
+        self.late, self.fc = nn.Linear(16, 10), nn.Linear(16, 10)  # type: ignore[assignment]
+
+    def joining(self, h: Tensor, g: Tensor) -> Tensor:
+        return self.late(h.mean((2, 3)))
+
+
+class InValidationOnly(Step):
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = nn.Linear(16 * 64, 10)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("late", self.late(self.a(batch[0]).flatten(1)).mean())
+
+
+LATE = [LateHead, LateShortcut, LateDepthwise, LateOnEveryPlace, LateOnBoth, LateOnOneOfTwo, InValidationOnly]
+
+
+@pytest.mark.filterwarnings("ignore:Some channels are locked", "ignore:The network does other things")
+@pytest.mark.parametrize("kind", LATE, ids=lambda kind: kind.__name__)
+def test_what_joins_after_the_first_prune_ends_no_training(kind: type[Step]) -> None:
+    module, pruning = kind(), TaylorPruningCallback(every_n_steps=4, filters_per_prune=3, max_prunes=4)
+    trainer(pruning, max_epochs=3).fit(module, loader(), loader() if kind is InValidationOnly else None)
+    assert len(pruning.history) == 4 and not pruning.pruner.refused
+
+
+def test_channels_that_join_late_are_pruned_with_the_others() -> None:
+    module = LateHead()
+    pruning = TaylorPruningCallback(every_n_steps=4, filters_per_prune=6, max_prunes=5)
+    with pytest.warns(PruningWarning, match="does other things than when it was analysed first"):
+        trainer(pruning, max_epochs=3).fit(module, loader())
+    assert "late.0" in {group.name for group in pruning.groups} and module.late[0].out_features < 7
