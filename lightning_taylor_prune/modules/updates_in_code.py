@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from lightning_taylor_prune.modules.likeness import Twin
 
@@ -55,16 +55,12 @@ def _parsed(function: object) -> ast.AST | None:
     if not inspect.isfunction(inner) or inner.__module__.partition(".")[0] in _LIBRARIES:
         return None
     try:
-        return ast.parse(textwrap.dedent(inspect.getsource(_innermost(inner))))
+        return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(inner))))
     except (OSError, TypeError, SyntaxError):
         return None
 
 
 _LIBRARIES = frozenset({"torch", "lightning", "pytorch_lightning"})
-
-
-def _innermost(function: Callable[..., object]) -> Callable[..., object]:
-    return inspect.unwrap(function)
 
 
 def _taken(function: ast.AST) -> set[str]:
