@@ -150,7 +150,7 @@ class PreparedDryRun:
     def _run(self, number: int, changes: Sequence[Write]) -> Divergence | None:
         dry_run, trace = self._dry_run, self._dry_run.traces[number]
         tensors = dry_run.cut_tensors(number, self._structure, self._counts)
-        values = KnownValues(trace.mode, tensors, value_of(self._real, tensors))
+        values = KnownValues(trace.mode, tensors, value_of(self._real, tensors), refused=trace.refused)
         check = _Check(self._structure, number, self._counts, dry_run.results[number], values)
         found = check.run(self._prepared(number), tensors, changes)
         dry_run.forget_leaks(number, tensors)

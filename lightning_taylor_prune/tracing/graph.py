@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.tracing.call import Call
+from lightning_taylor_prune.tracing.fakes import fake_tensor_log_off
 from lightning_taylor_prune.tracing.hooks import Onlookers
 from lightning_taylor_prune.tracing.isolation import Snapshot, Stored
 from lightning_taylor_prune.tracing.leaks import clear_frames, name_of_place
@@ -64,7 +65,7 @@ def _trace_once(
     builder = _GraphBuilder(root, recorded, values)
     prepared = PreparedRun(root, recorded, Snapshot(root))
     try:
-        with numpy_of(values):
+        with numpy_of(values), fake_tensor_log_off():
             result, stored = prepared.run(recorded.tensors, builder.record)
         recorded.outputs = list(dict.fromkeys(builder.find_nodes(result)))
         recorded.cached = frozenset(builder.find_nodes(find_caches(result)))
@@ -77,6 +78,7 @@ def _trace_once(
         raise TraceError(_explain(error, call), in_forward=True) from error
     recorded.graph.output(tuple(recorded.outputs))
     recorded.call = replace(recorded.call, answers=tuple(values.used))
+    recorded.refused = frozenset(values.refused)
     recorded.draws_in_python, recorded.draws_in_torch = prepared.has_drawn, values.random
     builder.forget()
     recorded.forget_leaks([])

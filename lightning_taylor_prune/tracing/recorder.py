@@ -86,6 +86,7 @@ class Trace:
         draws_in_python: The code drew random numbers in Python or NumPy: with others it may take another path.
         draws_in_torch: The code asked for values that come from torch's random generator.
         scripted: Names of the tensors that scripted modules hold.
+        refused: Operators whose kernels for fake tensors refused what the real ones take.
     """
 
     call: Call
@@ -104,6 +105,7 @@ class Trace:
     draws_in_python: bool = False
     draws_in_torch: bool = False
     scripted: frozenset[str] = frozenset()
+    refused: frozenset[Any] = frozenset()
     _references: References | None = None
 
     @cached_property

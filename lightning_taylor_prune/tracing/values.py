@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
@@ -31,10 +32,12 @@ class KnownValues:
         tensors: Parameters and buffers of the run by name, fake.
         real: Their values by name, on demand; ``None`` where they are not known.
         answers: What operators gave when the call was run for real, for values that depend on the input.
+        refused: Operators that are known to run for real only; ``None`` to find out which do.
 
     Attributes:
         used: The answers that were needed.
         random: Some of the values that were asked for come from a random generator.
+        refused: Operators whose kernels for fake tensors refused what the real ones take.
     """
 
     def __init__(
@@ -43,8 +46,11 @@ class KnownValues:
         tensors: Mapping[str, Tensor],
         real: Callable[[str], Tensor | None],
         answers: Sequence[Answer] = (),
+        refused: Collection[Any] | None = None,
     ) -> None:
         self.used: list[Answer] = []
+        self.refused = set(refused or ())
+        self._finds_out = refused is None
         self.random = False
         self._answers = {(answer.position, answer.operator): answer for answer in answers}
         self._mode = mode
@@ -72,6 +78,12 @@ class KnownValues:
                 raise error
             self.used.append(answer)
             return made_up((args, kwargs), answer.result)
+        except Exception as error:
+            if not (self._finds_out or func in self.refused):
+                raise
+            result = _on_zeros(func, args, kwargs, error)
+            self.refused.add(func)
+            return result
 
     def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Remember that an operator was run."""
@@ -217,6 +229,29 @@ def made_up(args: Any, result: Any) -> Any:
         result,
         is_leaf=lambda leaf: isinstance(leaf, MadeTensor),
     )
+
+
+def _on_zeros(func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
+    """Return fake results of an operator that runs for real on zeros, but not on fake tensors.
+
+    Raises:
+        Exception: ``error``, what it raised on fake tensors, where it does not run for real either.
+    """
+    schema = getattr(func, "_schema", None)
+    if schema is None or any(a.alias_info is not None for a in (*schema.arguments, *schema.returns)):
+        raise error
+    try:
+        with without_modes():
+            result = func(*tree_map_only(FakeTensor, _zeros, args), **tree_map_only(FakeTensor, _zeros, kwargs))
+    except Exception:  # then it is no fault of the kernel for fake tensors
+        raise error from None
+    return made_up((args, kwargs), as_answer(result))
+
+
+def _zeros(fake: FakeTensor) -> Tensor:
+    with no_dispatch():
+        zeros: Tensor = torch.zeros_like(fake, device=fake.fake_device)
+    return zeros
 
 
 def as_answer(result: Any, shape: tuple[int, ...] | None = None) -> Any:
