@@ -29,7 +29,14 @@ from lightning_taylor_prune.tracing.leaks import clear_frames
 from lightning_taylor_prune.tracing.recorder import Trace
 from lightning_taylor_prune.tracing.runs import PreparedRun, user_line
 from lightning_taylor_prune.tracing.tensors import named_tensors
-from lightning_taylor_prune.tracing.values import NEEDS_VALUES, KnownValues, as_answer, made_up, numpy_of, value_of
+from lightning_taylor_prune.tracing.values import (
+    NEEDS_VALUES,
+    KnownValues,
+    as_answer,
+    made_up,
+    numpy_recorded,
+    value_of,
+)
 
 
 class _DivergedError(Exception):
@@ -193,7 +200,7 @@ class _Check:
 
     def _run(self, prepared: PreparedRun, tensors: Mapping[str, Tensor], changes: Sequence[Write]) -> Divergence | None:
         try:
-            with numpy_of(self._values):
+            with numpy_recorded(self._on_call):
                 prepared.run(tensors, self._on_call, changes)
         except _DivergedError as error:
             return self._divergence(self._found or str(error), error)

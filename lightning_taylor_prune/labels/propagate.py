@@ -211,7 +211,7 @@ class _Run:
     def _placeholder(node: Node, parameters: Mapping[str, Labels]) -> Labels:
         if "tensor" in node.meta:
             return parameters[node.meta["tensor"]]
-        return Labels(tuple(node.meta["val"].shape), static="constant" in node.meta)
+        return Labels(tuple(node.meta["val"].shape), static="constant" in node.meta and not node.meta["of_input"])
 
     def labels_of(self, node: Node) -> Any:
         """Return the labels of a node, or what else it has as its value."""

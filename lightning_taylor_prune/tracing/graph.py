@@ -21,7 +21,7 @@ from lightning_taylor_prune.tracing.leaks import clear_frames, name_of_place
 from lightning_taylor_prune.tracing.recorder import StoredTensor, Trace, fake_trace, training_flags
 from lightning_taylor_prune.tracing.runs import PreparedRun, source_line, user_line
 from lightning_taylor_prune.tracing.tensors import find_caches, find_tensors, memory_of, named_tensors
-from lightning_taylor_prune.tracing.values import KnownValues, numpy_of, value_of
+from lightning_taylor_prune.tracing.values import KnownValues, numpy_recorded, value_of
 
 
 def trace(
@@ -65,7 +65,7 @@ def _trace_once(
     builder = _GraphBuilder(root, recorded, values)
     prepared = PreparedRun(root, recorded, Snapshot(root))
     try:
-        with numpy_of(values), fake_tensor_log_off():
+        with numpy_recorded(builder.record), fake_tensor_log_off():
             result, stored = prepared.run(recorded.tensors, builder.record)
         recorded.outputs = list(dict.fromkeys(builder.find_nodes(result)))
         recorded.cached = frozenset(builder.find_nodes(find_caches(result)))
@@ -163,7 +163,9 @@ class _GraphBuilder:
         if (node := self._find(value)) is not None:
             return node
         with self._trace.graph.inserting_before():  # at the very beginning
-            return self._placeholder(value, "constant", True)
+            node = self._placeholder(value, "constant", True)
+            node.meta["of_input"] = self._values.reads_arrays  # what was computed in NumPy may be in it
+            return node
 
     def _module_name(self) -> str:
         frame: Any = sys._getframe(2)

@@ -96,7 +96,7 @@ def clear_frames(error: BaseException | None) -> None:
         seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
         for frame, _ in traceback.walk_tb(error.__traceback__):
-            frame.f_locals  # noqa: B018: a dict of the variables that was made before is brought up to date
+            _ = frame.f_locals  # a dict of its variables that was made before is brought up to date
         error = error.__cause__ or error.__context__
 
 

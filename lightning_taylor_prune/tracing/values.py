@@ -37,6 +37,7 @@ class KnownValues:
     Attributes:
         used: The answers that were needed.
         random: Some of the values that were asked for come from a random generator.
+        reads_arrays: Code outside of torch has read what depends on the input.
         refused: Operators whose kernels for fake tensors refused what the real ones take.
     """
 
@@ -51,7 +52,7 @@ class KnownValues:
         self.used: list[Answer] = []
         self.refused = set(refused or ())
         self._finds_out = refused is None
-        self.random = False
+        self.random = self.reads_arrays = False
         self._answers = {(answer.position, answer.operator): answer for answer in answers}
         self._mode = mode
         self._real = real
@@ -67,6 +68,8 @@ class KnownValues:
             DynamicOutputShapeException: Likewise.
         """
         try:
+            if func is READ_ARRAY:
+                raise DataDependentOutputException(func)  # type: ignore[arg-type]
             return call_operator(func, args, kwargs)
         except NEEDS_VALUES as error:
             with without_modes():
@@ -77,6 +80,7 @@ class KnownValues:
             if answer is None:
                 raise error
             self.used.append(answer)
+            self.reads_arrays |= func is READ_ARRAY
             return made_up((args, kwargs), answer.result)
         except Exception as error:
             if not (self._finds_out or func in self.refused):
@@ -93,14 +97,6 @@ class KnownValues:
         """Let go of all tensors."""
         self._tape.clear()
         self._places.clear()
-
-    def value(self, tensor: Tensor) -> Tensor | None:
-        """Return what a tensor holds, ``None`` if that is not known."""
-        if not isinstance(tensor, FakeTensor):
-            return tensor
-        with without_modes():
-            value = self._evaluate([tensor])
-        return None if value is None else value(tensor)
 
     def _with_values(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func in _INDEXED:
@@ -186,16 +182,29 @@ class KnownValues:
         return steps[::-1], {storage: self._names[storage] for storage in unmade}, written
 
 
+class ReadArray:
+    """Stands in a graph for `numpy` of a tensor: what code outside of torch reads of it."""
+
+    __name__ = "numpy"
+
+    def __call__(self, tensor: Tensor, *, force: bool = False) -> Any:
+        """Return a copy of what a real tensor holds."""
+        with without_modes():
+            return tensor.numpy(force=force).copy()
+
+    def __str__(self) -> str:
+        return "tensor.numpy"
+
+
+READ_ARRAY = ReadArray()
+
+
 @contextlib.contextmanager
-def numpy_of(values: KnownValues) -> Iterator[None]:
-    """Let `numpy` of a fake tensor return a copy of what it holds in here, where that does not depend on the input."""
+def numpy_recorded(record: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
+    """Hand `numpy` of a fake tensor, in here, to what records operators."""
 
     def numpy(tensor: Tensor, *, force: bool = False) -> Any:
-        value = values.value(tensor)
-        if value is None:
-            return Tensor.numpy(tensor, force=force)
-        with without_modes():
-            return value.detach().clone().numpy(force=force)
+        return record(READ_ARRAY, (tensor,), {"force": force}).copy()
 
     before = vars(FakeTensor).get("numpy")
     FakeTensor.numpy = numpy  # type: ignore[assignment, method-assign]

@@ -187,6 +187,13 @@ def _only_tensors(indices: Sequence[Any]) -> bool:
     return all(item is None or isinstance(item, Labels) for item in indices)
 
 
+@register_rule("tensor.numpy")
+def read_as_array(ctx: RuleContext, x: Labels, **kwargs: Any) -> Labels:
+    """What code outside of torch computes with, which nobody can follow: its channels keep their number."""
+    ctx.lock_all([x], "is read as a NumPy array, which cannot be followed; compute with torch, or read it in a hook")
+    return Labels((), static=x.static)
+
+
 @register_rule("aten.glu")
 def glu(ctx: RuleContext, x: Labels, dim: int = -1) -> Labels:
     """One half gates the other: position i of both halves is removed together."""
