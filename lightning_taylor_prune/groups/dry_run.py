@@ -23,6 +23,7 @@ from lightning_taylor_prune.labels.rules.registry import describe_operator, oper
 from lightning_taylor_prune.modules.rewrite import rewritten
 from lightning_taylor_prune.modules.updates import AttributeUpdate, attribute_updates
 from lightning_taylor_prune.plan import Cut
+from lightning_taylor_prune.tracing.arrays import numpy_recorded
 from lightning_taylor_prune.tracing.fakes import fake_tensor_log_off, resized_fake
 from lightning_taylor_prune.tracing.isolation import Snapshot, Write
 from lightning_taylor_prune.tracing.leaks import clear_frames
@@ -34,7 +35,6 @@ from lightning_taylor_prune.tracing.values import (
     KnownValues,
     as_answer,
     made_up,
-    numpy_recorded,
     value_of,
 )
 

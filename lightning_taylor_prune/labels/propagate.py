@@ -26,7 +26,7 @@ from lightning_taylor_prune.labels.twins import lock_outputs_of_leaders, tie_twi
 from lightning_taylor_prune.modules.idle import IdleAxis
 from lightning_taylor_prune.modules.likeness import Twin
 from lightning_taylor_prune.tracing.progress import tick
-from lightning_taylor_prune.tracing.recorder import StoredTensor, Trace
+from lightning_taylor_prune.tracing.recorder import StoredTensor, Trace, transposed
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,6 @@ def propagate(
 
 
 _CACHED = "is returned in a cache of keys and values; call the network with `use_cache=False` to prune it in training"
-
 _SCRIPTED = "belongs to a scripted module, which cannot change its shapes"
 
 
@@ -214,12 +213,14 @@ class _Run:
         return Labels(tuple(node.meta["val"].shape), static="constant" in node.meta and not node.meta["of_input"])
 
     def labels_of(self, node: Node) -> Any:
-        """Return the labels of a node, or what else it has as its value."""
+        """Return the labels (or another value) of a node."""
         return self._values.get(node)
 
     def _call(self, node: Node) -> Any:
         if node.target is getitem:
             return self._values[node.args[0]][node.args[1]]  # type: ignore[index]
+        if node.target is transposed:
+            return self._values[node.args[0]].permuted(node.args[1])  # type: ignore[index]
         index = len(self.results)
         rules, rejection = _rules_of(node), self._rejected.get(Site(self._number, index), Rejection(0, ""))
         unused = not node.users and not _written(node) and node not in self._read_later

@@ -21,12 +21,12 @@ from torch._subclasses import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from lightning_taylor_prune.tracing.arrays import READ_ARRAY
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.isolation import Snapshot, Stored, Write, buffers_kept, untouched, written
 from lightning_taylor_prune.tracing.observers import writes_for_observers
 from lightning_taylor_prune.tracing.progress import tick
 from lightning_taylor_prune.tracing.recorder import OnCall, Recorder, Trace
-from lightning_taylor_prune.tracing.values import READ_ARRAY
 
 _NOT_THE_USERS = tuple(
     os.path.dirname(file) + os.sep for file in (torch.__file__, np.__file__, os.path.dirname(__file__))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._mode_utils import no_dispatch
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from lightning_taylor_prune.tracing.arrays import READ_ARRAY, without_modes
 from lightning_taylor_prune.tracing.call import Answer, MadeTensor
 from lightning_taylor_prune.tracing.packing import call_operator
 from lightning_taylor_prune.tracing.tensors import memory_of
@@ -182,41 +181,6 @@ class KnownValues:
         return steps[::-1], {storage: self._names[storage] for storage in unmade}, written
 
 
-class ReadArray:
-    """Stands in a graph for `numpy` of a tensor: what code outside of torch reads of it."""
-
-    __name__ = "numpy"
-
-    def __call__(self, tensor: Tensor, *, force: bool = False) -> Any:
-        """Return a copy of what a real tensor holds."""
-        with without_modes():
-            return tensor.numpy(force=force).copy()
-
-    def __str__(self) -> str:
-        return "tensor.numpy"
-
-
-READ_ARRAY = ReadArray()
-
-
-@contextlib.contextmanager
-def numpy_recorded(record: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
-    """Hand `numpy` of a fake tensor, in here, to what records operators."""
-
-    def numpy(tensor: Tensor, *, force: bool = False) -> Any:
-        return record(READ_ARRAY, (tensor,), {"force": force}).copy()
-
-    before = vars(FakeTensor).get("numpy")
-    FakeTensor.numpy = numpy  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        if before is None:
-            del FakeTensor.numpy
-        else:
-            FakeTensor.numpy = before  # type: ignore[method-assign]
-
-
 def made_up(args: Any, result: Any) -> Any:
     """Return fake tensors of the shapes and types that an operator gave for real, and the numbers as they are.
 
@@ -266,13 +230,6 @@ def _zeros(fake: FakeTensor) -> Tensor:
 def as_answer(result: Any, shape: tuple[int, ...] | None = None) -> Any:
     """Return what an operator gave as an answer holds it (tensors of another shape, if given): see :func:`made_up`."""
     return tree_map_only(Tensor, lambda t: MadeTensor(tuple(t.shape) if shape is None else shape, t.dtype), result)
-
-
-@contextlib.contextmanager
-def without_modes() -> Iterator[None]:
-    """Compute for real in here: no fake tensors, no recording, no gradients."""
-    with _disable_current_modes(), torch.no_grad():
-        yield
 
 
 def value_of(real: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Callable[[str], Tensor | None]:
