@@ -124,6 +124,20 @@ def propagate(
 
 
 _CACHED = "is returned in a cache of keys and values; call the network with `use_cache=False` to prune it in training"
+
+
+def _why_output(trace: Trace, node: Node) -> str:
+    if node in trace.cached:
+        return _CACHED
+    if trace.call.is_submodule:
+        return f"is an output of `{trace.call.module}`, and the code that uses it cannot be traced"
+    is_read = any(user.op != "output" for user in node.users)
+    if node not in trace.entries or not is_read:
+        return "is an output of the network"
+    entry = trace.entries[node]
+    return f"is an output of the network (`{entry}`); call it in a module that returns only what is used to prune it"
+
+
 _SCRIPTED = "belongs to a scripted module, which cannot change its shapes"
 
 
@@ -181,12 +195,9 @@ class _Run:
                 self._depend_on_input(node)
             if isinstance(self._values.get(node), Labels) and isinstance(node.meta["val"], Tensor):  # or a number
                 self._sharing.setdefault(_storage_of(node), []).append(node)
-        why = f"is an output of `{trace.call.module}`, and the code that uses it cannot be traced"
-        if not trace.call.is_submodule:
-            why = "is an output of the network"
         for node in trace.outputs:
             for f in self._values[node].fields:
-                space.lock(f, _CACHED if node in trace.cached else why)
+                space.lock(f, _why_output(trace, node))
         for entry in trace.stored:
             self._keep_stored(entry)
 

@@ -70,9 +70,11 @@ def _trace_once(
         with numpy_recorded(builder.record), fake_tensor_log_off():
             result, stored = prepared.run(recorded.tensors, builder.record)
         recorded.outputs = list(dict.fromkeys(builder.find_nodes(result)))
+        named = result.items() if isinstance(result, Mapping) else ()
+        recorded.entries = {node: str(name) for name, value in named for node in builder.find_nodes(value)}
         recorded.cached = frozenset(builder.find_nodes(find_caches(result)))
         recorded.stored = list(builder.find_stored(stored))
-        del result, stored
+        del result, stored, named
     except Exception as error:
         clear_frames(error)
         builder.forget()

@@ -118,6 +118,7 @@ class Trace:
         ops: The operator nodes in the order of execution.
         outputs: Nodes whose values the network returns.
         cached: Those of them that it returns in a cache of keys and values.
+        entries: Those of them that it returns by name, with these names.
         stored: Tensors that the network stored in attributes of its modules or around them.
         is_parameter: Names of the tensors that are parameters, not buffers.
         aliases: All names of the modules that have several, by the first of them.
@@ -137,6 +138,7 @@ class Trace:
     ops: list[Node] = field(default_factory=list)
     outputs: list[Node] = field(default_factory=list)
     cached: frozenset[Node] = frozenset()
+    entries: Mapping[Node, str] = field(default_factory=dict)
     stored: list[StoredTensor] = field(default_factory=list)
     is_parameter: frozenset[str] = frozenset()
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
