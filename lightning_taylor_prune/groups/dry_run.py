@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any, NoReturn
 
 import torch
@@ -13,7 +12,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from lightning_taylor_prune.groups.changes import CodeChanges
-from lightning_taylor_prune.groups.constants import same_numbers, shown
+from lightning_taylor_prune.groups.constants import argument, operands, same_numbers, shown
 from lightning_taylor_prune.groups.divergence import Divergence, frames_of
 from lightning_taylor_prune.groups.recorded_calls import KnownResults, as_results
 from lightning_taylor_prune.groups.shapes import KeepMask
@@ -263,8 +262,8 @@ class _Check:
 
     def _compare_numbers(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Fail if a number in the arithmetic depends on how many channels there are: then the values would change."""
-        for name in _operands(node.target):
-            before, now = (_argument(name, *given) for given in ((node.args, node.kwargs), (args, kwargs)))
+        for name in operands(node.target):
+            before, now = (argument(name, *given) for given in ((node.args, node.kwargs), (args, kwargs)))
             if isinstance(before, Node) and "constant" in before.meta and not same_numbers(before.meta["val"], now):
                 self._fail(
                     f"the network's code computes with a constant that follows them: {shown(now)} where it was "
@@ -288,18 +287,3 @@ class _Check:
 
 
 _UNCHANGED = frozenset({torch.ops.aten.contiguous.default})
-
-
-@cache
-def _operands(func: Any) -> tuple[tuple[int, str], ...]:
-    """Return position and name of the arguments that may be numbers in the arithmetic, not sizes or axes."""
-    arguments = func._schema.arguments if hasattr(func, "_schema") else ()
-    computed = ("Tensor", "number", "float")
-    return tuple(
-        (i, a.name) for i, a in enumerate(arguments) if str(a.type).removeprefix("Optional[").startswith(computed)
-    )
-
-
-def _argument(place: tuple[int, str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    position, name = place
-    return args[position] if position < len(args) else kwargs.get(name)

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_taylor_prune.errors import PruningWarning
 from lightning_taylor_prune.labels.idle import lock_unused, settle_idle
+from lightning_taylor_prune.labels.outputs import why_output
 from lightning_taylor_prune.labels.places import Axis, Lock, Rejection, Site, Tie
 from lightning_taylor_prune.labels.rectangles import settle_rectangles
 from lightning_taylor_prune.labels.rules.context import Expectation, Notes, RuleContext, find_labels
@@ -123,21 +124,6 @@ def propagate(
     )
 
 
-_CACHED = "is returned in a cache of keys and values; call the network with `use_cache=False` to prune it in training"
-
-
-def _why_output(trace: Trace, node: Node) -> str:
-    if node in trace.cached:
-        return _CACHED
-    if trace.call.is_submodule:
-        return f"is an output of `{trace.call.module}`, and the code that uses it cannot be traced"
-    is_read = any(user.op != "output" for user in node.users)
-    if node not in trace.entries or not is_read:
-        return "is an output of the network"
-    entry = trace.entries[node]
-    return f"is an output of the network (`{entry}`); call it in a module that returns only what is used to prune it"
-
-
 _SCRIPTED = "belongs to a scripted module, which cannot change its shapes"
 
 
@@ -197,7 +183,7 @@ class _Run:
                 self._sharing.setdefault(_storage_of(node), []).append(node)
         for node in trace.outputs:
             for f in self._values[node].fields:
-                space.lock(f, _why_output(trace, node))
+                space.lock(f, why_output(trace, node))
         for entry in trace.stored:
             self._keep_stored(entry)
 
