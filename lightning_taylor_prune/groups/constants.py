@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_taylor_prune.tracing.values import is_fake, without_modes
+from lightning_taylor_prune.tracing.arrays import without_modes
+from lightning_taylor_prune.tracing.values import is_fake
 
 
 def same_numbers(before: Any, now: Any) -> bool:

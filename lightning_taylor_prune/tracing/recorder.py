@@ -52,9 +52,14 @@ class Recorder(ProxyTorchDispatchMode):  # torch's metaclass hook has no types
         return self._on_call(func, args, kwargs or {})
 
 
+def in_transform() -> bool:
+    """Whether the code that is running is a function that `vmap`, `grad` or the like transforms."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def _is_transformed(args: Any, kwargs: Any) -> bool:
     """Whether an operator is called within `vmap`, `grad` and the like, or with tensors that these have wrapped."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if in_transform():
         return True
     leaves = tree_leaves((args, kwargs))
     return any(isinstance(t, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(t) for t in leaves)
@@ -68,7 +73,7 @@ class _InTransform(TorchDispatchMode):
     """
 
     def __init__(self, on_call: OnCall) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._on_call = on_call
 
     def __torch_dispatch__(

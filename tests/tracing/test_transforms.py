@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vjp, vmap
 
 from lightning_taylor_prune import find_groups
+from lightning_taylor_prune.tracing.capture import CallRecorder
 from tests.networks import conv
 from tests.oracles import masked_error, prepared, random_units
 
@@ -116,3 +117,11 @@ def hessian(net: Layers, x: Tensor) -> Tensor:
 def test_what_is_not_followed_is_locked_with_a_line(network: tuple[Layers, Tensor]) -> None:
     groups = find_groups(network[0], network[1])
     assert groups.locked and all(__file__ in entry.reason for entry in groups.locked if entry.name != "c")
+
+
+def test_calls_within_a_transform_belong_to_the_call_around_it() -> None:
+    network, inputs = copy.deepcopy(NETWORKS["vmap"])
+    recorder = CallRecorder(network)
+    network(inputs)
+    recorder.close()
+    assert [call.module for call in recorder.calls] == [""] and not recorder.called_by("")
