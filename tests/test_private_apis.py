@@ -213,6 +213,19 @@ def recorder_sees_operators_before_autograd_decomposes_them() -> None:
     assert names <= set(seen), seen
 
 
+@relies_on("torch._C._functorch.peek_interpreter_stack", "torch._C._functorch.is_functorch_wrapped_tensor")
+def transforms_can_be_told_and_their_tensors() -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    def look(x: torch.Tensor) -> torch.Tensor:
+        functorch = torch._C._functorch
+        seen.append((functorch.peek_interpreter_stack() is not None, functorch.is_functorch_wrapped_tensor(x)))
+        return x
+
+    torch.vmap(look)(look(torch.zeros(2, 3)))
+    assert seen == [(False, False), (True, True)]
+
+
 @relies_on("torch._C._current_graph_task_id")
 def each_backward_pass_has_a_number_of_its_own() -> None:
     tasks: list[int] = []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_taylor_prune.tracing.values import is_fake, without_modes
+from lightning_taylor_prune.tracing.arrays import without_modes
+from lightning_taylor_prune.tracing.values import is_fake
 
 
 def same_numbers(before: Any, now: Any) -> bool:
@@ -25,3 +28,19 @@ def shown(tensor: Tensor) -> str:
     """Return the number that a constant holds, or its shape."""
     with without_modes():
         return str(tensor.item()) if tensor.numel() == 1 else f"a table of shape {list(tensor.shape)}"
+
+
+@cache
+def operands(func: Any) -> tuple[tuple[int, str], ...]:
+    """Return position and name of the arguments that may be numbers in the arithmetic, not sizes or axes."""
+    arguments = func._schema.arguments if hasattr(func, "_schema") else ()
+    computed = ("Tensor", "number", "float")
+    return tuple(
+        (i, a.name) for i, a in enumerate(arguments) if str(a.type).removeprefix("Optional[").startswith(computed)
+    )
+
+
+def argument(place: tuple[int, str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return an argument by its place, as :func:`operands` gives it."""
+    position, name = place
+    return args[position] if position < len(args) else kwargs.get(name)

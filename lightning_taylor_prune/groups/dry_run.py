@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any, NoReturn
 
 import torch
@@ -13,7 +12,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from lightning_taylor_prune.groups.changes import CodeChanges
-from lightning_taylor_prune.groups.constants import same_numbers, shown
+from lightning_taylor_prune.groups.constants import argument, operands, same_numbers, shown
 from lightning_taylor_prune.groups.divergence import Divergence, frames_of
 from lightning_taylor_prune.groups.recorded_calls import KnownResults, as_results
 from lightning_taylor_prune.groups.shapes import KeepMask
@@ -23,13 +22,20 @@ from lightning_taylor_prune.labels.rules.registry import describe_operator, oper
 from lightning_taylor_prune.modules.rewrite import rewritten
 from lightning_taylor_prune.modules.updates import AttributeUpdate, attribute_updates
 from lightning_taylor_prune.plan import Cut
+from lightning_taylor_prune.tracing.arrays import numpy_recorded
 from lightning_taylor_prune.tracing.fakes import fake_tensor_log_off, resized_fake
 from lightning_taylor_prune.tracing.isolation import Snapshot, Write
 from lightning_taylor_prune.tracing.leaks import clear_frames
 from lightning_taylor_prune.tracing.recorder import Trace
 from lightning_taylor_prune.tracing.runs import PreparedRun, user_line
 from lightning_taylor_prune.tracing.tensors import named_tensors
-from lightning_taylor_prune.tracing.values import NEEDS_VALUES, KnownValues, as_answer, made_up, numpy_of, value_of
+from lightning_taylor_prune.tracing.values import (
+    NEEDS_VALUES,
+    KnownValues,
+    as_answer,
+    made_up,
+    value_of,
+)
 
 
 class _DivergedError(Exception):
@@ -150,7 +156,7 @@ class PreparedDryRun:
     def _run(self, number: int, changes: Sequence[Write]) -> Divergence | None:
         dry_run, trace = self._dry_run, self._dry_run.traces[number]
         tensors = dry_run.cut_tensors(number, self._structure, self._counts)
-        values = KnownValues(trace.mode, tensors, value_of(self._real, tensors))
+        values = KnownValues(trace.mode, tensors, value_of(self._real, tensors), refused=trace.refused)
         check = _Check(self._structure, number, self._counts, dry_run.results[number], values)
         found = check.run(self._prepared(number), tensors, changes)
         dry_run.forget_leaks(number, tensors)
@@ -193,7 +199,7 @@ class _Check:
 
     def _run(self, prepared: PreparedRun, tensors: Mapping[str, Tensor], changes: Sequence[Write]) -> Divergence | None:
         try:
-            with numpy_of(self._values):
+            with numpy_recorded(self._on_call):
                 prepared.run(tensors, self._on_call, changes)
         except _DivergedError as error:
             return self._divergence(self._found or str(error), error)
@@ -256,8 +262,8 @@ class _Check:
 
     def _compare_numbers(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Fail if a number in the arithmetic depends on how many channels there are: then the values would change."""
-        for name in _operands(node.target):
-            before, now = (_argument(name, *given) for given in ((node.args, node.kwargs), (args, kwargs)))
+        for name in operands(node.target):
+            before, now = (argument(name, *given) for given in ((node.args, node.kwargs), (args, kwargs)))
             if isinstance(before, Node) and "constant" in before.meta and not same_numbers(before.meta["val"], now):
                 self._fail(
                     f"the network's code computes with a constant that follows them: {shown(now)} where it was "
@@ -281,18 +287,3 @@ class _Check:
 
 
 _UNCHANGED = frozenset({torch.ops.aten.contiguous.default})
-
-
-@cache
-def _operands(func: Any) -> tuple[tuple[int, str], ...]:
-    """Return position and name of the arguments that may be numbers in the arithmetic, not sizes or axes."""
-    arguments = func._schema.arguments if hasattr(func, "_schema") else ()
-    computed = ("Tensor", "number", "float")
-    return tuple(
-        (i, a.name) for i, a in enumerate(arguments) if str(a.type).removeprefix("Optional[").startswith(computed)
-    )
-
-
-def _argument(place: tuple[int, str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    position, name = place
-    return args[position] if position < len(args) else kwargs.get(name)

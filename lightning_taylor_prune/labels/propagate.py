@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_taylor_prune.errors import PruningWarning
 from lightning_taylor_prune.labels.idle import lock_unused, settle_idle
+from lightning_taylor_prune.labels.outputs import why_output
 from lightning_taylor_prune.labels.places import Axis, Lock, Rejection, Site, Tie
 from lightning_taylor_prune.labels.rectangles import settle_rectangles
 from lightning_taylor_prune.labels.rules.context import Expectation, Notes, RuleContext, find_labels
@@ -26,7 +27,7 @@ from lightning_taylor_prune.labels.twins import lock_outputs_of_leaders, tie_twi
 from lightning_taylor_prune.modules.idle import IdleAxis
 from lightning_taylor_prune.modules.likeness import Twin
 from lightning_taylor_prune.tracing.progress import tick
-from lightning_taylor_prune.tracing.recorder import StoredTensor, Trace
+from lightning_taylor_prune.tracing.recorder import StoredTensor, Trace, transposed
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +124,6 @@ def propagate(
     )
 
 
-_CACHED = "is returned in a cache of keys and values; call the network with `use_cache=False` to prune it in training"
-
 _SCRIPTED = "belongs to a scripted module, which cannot change its shapes"
 
 
@@ -182,12 +181,9 @@ class _Run:
                 self._depend_on_input(node)
             if isinstance(self._values.get(node), Labels) and isinstance(node.meta["val"], Tensor):  # or a number
                 self._sharing.setdefault(_storage_of(node), []).append(node)
-        why = f"is an output of `{trace.call.module}`, and the code that uses it cannot be traced"
-        if not trace.call.is_submodule:
-            why = "is an output of the network"
         for node in trace.outputs:
             for f in self._values[node].fields:
-                space.lock(f, _CACHED if node in trace.cached else why)
+                space.lock(f, why_output(trace, node))
         for entry in trace.stored:
             self._keep_stored(entry)
 
@@ -211,15 +207,17 @@ class _Run:
     def _placeholder(node: Node, parameters: Mapping[str, Labels]) -> Labels:
         if "tensor" in node.meta:
             return parameters[node.meta["tensor"]]
-        return Labels(tuple(node.meta["val"].shape), static="constant" in node.meta)
+        return Labels(tuple(node.meta["val"].shape), static="constant" in node.meta and not node.meta["of_input"])
 
     def labels_of(self, node: Node) -> Any:
-        """Return the labels of a node, or what else it has as its value."""
+        """Return the labels (or another value) of a node."""
         return self._values.get(node)
 
     def _call(self, node: Node) -> Any:
         if node.target is getitem:
             return self._values[node.args[0]][node.args[1]]  # type: ignore[index]
+        if node.target is transposed:
+            return self._values[node.args[0]].permuted(node.args[1])  # type: ignore[index]
         index = len(self.results)
         rules, rejection = _rules_of(node), self._rejected.get(Site(self._number, index), Rejection(0, ""))
         unused = not node.users and not _written(node) and node not in self._read_later

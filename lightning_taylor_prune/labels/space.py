@@ -37,6 +37,11 @@ class Labels:
         axis %= max(len(self.shape), 1)
         return next((f for f in self.fields if f.shape[axis] > 1), None)
 
+    def permuted(self, dims: Sequence[int]) -> Labels:
+        """Return the labels of a tensor with the axes of this one in another order."""
+        shape = tuple(self.shape[d] for d in dims)
+        return replace(self, shape=shape, fields=tuple(f.transpose(dims) for f in self.fields))
+
     def computed(self) -> Labels:
         """Return the same labels for a tensor that was computed from this one."""
         return replace(self, direct=False)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
@@ -27,7 +28,7 @@ class Answer(NamedTuple):
     Attributes:
         position: How many operators ran before it.
         operator: Its name.
-        result: What it gave: numbers, and :class:`MadeTensor` in place of tensors.
+        result: What it gave: numbers, arrays, and :class:`MadeTensor` in place of tensors.
     """
 
     position: int
@@ -118,6 +119,8 @@ def encode_calls(calls: Sequence[Call], device: torch.device) -> list[dict[str, 
         raise TypeError(f"{type(leaf).__name__} is not plain data")
 
     def plain(leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray):
+            return {_ARRAY: torch.from_numpy(leaf)}
         return {_MADE: [list(leaf.shape), leaf.dtype]} if isinstance(leaf, MadeTensor) else leaf
 
     def is_made(value: Any) -> bool:
@@ -154,10 +157,12 @@ def decode_calls(encoded: Sequence[dict[str, Any]], device: torch.device) -> lis
             return torch.empty_strided(shape, stride, dtype=dtype, device=where, requires_grad=requires_grad)
 
     def made(leaf: Any) -> Any:
+        if isinstance(leaf, dict) and _ARRAY in leaf:
+            return leaf[_ARRAY].numpy().copy()
         return MadeTensor(tuple(leaf[_MADE][0]), leaf[_MADE][1]) if isinstance(leaf, dict) else leaf
 
     def is_leaf(value: Any) -> bool:
-        return isinstance(value, dict) and not value.keys().isdisjoint((_TENSOR, _MADE))
+        return isinstance(value, dict) and not value.keys().isdisjoint((_TENSOR, _MADE, _ARRAY))
 
     mode = FakeMode()
     return [
@@ -176,5 +181,6 @@ def decode_calls(encoded: Sequence[dict[str, Any]], device: torch.device) -> lis
     ]
 
 
+_ARRAY = "array"
 _MADE = "made tensor: shape, dtype"
 _TENSOR = "tensor: shape, stride, dtype, on the network's device, requires_grad"

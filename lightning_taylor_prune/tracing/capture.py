@@ -20,6 +20,7 @@ from lightning_taylor_prune.tracing.call import Call, current_autocast, tree_fak
 from lightning_taylor_prune.tracing.fakes import FakeMode
 from lightning_taylor_prune.tracing.own_hook import OwnHook
 from lightning_taylor_prune.tracing.progress import tick
+from lightning_taylor_prune.tracing.recorder import in_transform
 from lightning_taylor_prune.tracing.tensors import named_tensors
 
 _MOST_SIGNATURES = 8
@@ -154,7 +155,7 @@ class CallRecorder:
         self._handles.clear()
 
     def _sees(self, module: nn.Module) -> bool:
-        return not (is_redirected(module) or _in_backward())
+        return not (is_redirected(module) or _in_backward() or in_transform())
 
     def _post_hook(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._running and self._sees(module):

@@ -8,19 +8,22 @@ from dataclasses import replace
 from operator import getitem
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_taylor_prune.errors import TraceError
+from lightning_taylor_prune.tracing.arrays import numpy_recorded
 from lightning_taylor_prune.tracing.call import Call
+from lightning_taylor_prune.tracing.fakes import fake_tensor_log_off
 from lightning_taylor_prune.tracing.hooks import Onlookers
 from lightning_taylor_prune.tracing.isolation import Snapshot, Stored
 from lightning_taylor_prune.tracing.leaks import clear_frames, name_of_place
-from lightning_taylor_prune.tracing.recorder import StoredTensor, Trace, fake_trace, training_flags
+from lightning_taylor_prune.tracing.recorder import StoredTensor, Trace, fake_trace, training_flags, transposed
 from lightning_taylor_prune.tracing.runs import PreparedRun, source_line, user_line
 from lightning_taylor_prune.tracing.tensors import find_caches, find_tensors, memory_of, named_tensors
-from lightning_taylor_prune.tracing.values import KnownValues, numpy_of, value_of
+from lightning_taylor_prune.tracing.values import KnownValues, value_of
 
 
 def trace(
@@ -64,12 +67,14 @@ def _trace_once(
     builder = _GraphBuilder(root, recorded, values)
     prepared = PreparedRun(root, recorded, Snapshot(root))
     try:
-        with numpy_of(values):
+        with numpy_recorded(builder.record), fake_tensor_log_off():
             result, stored = prepared.run(recorded.tensors, builder.record)
         recorded.outputs = list(dict.fromkeys(builder.find_nodes(result)))
+        named = result.items() if isinstance(result, Mapping) else ()
+        recorded.entries = {node: str(name) for name, value in named for node in builder.find_nodes(value)}
         recorded.cached = frozenset(builder.find_nodes(find_caches(result)))
         recorded.stored = list(builder.find_stored(stored))
-        del result, stored
+        del result, stored, named
     except Exception as error:
         clear_frames(error)
         builder.forget()
@@ -77,6 +82,7 @@ def _trace_once(
         raise TraceError(_explain(error, call), in_forward=True) from error
     recorded.graph.output(tuple(recorded.outputs))
     recorded.call = replace(recorded.call, answers=tuple(values.used))
+    recorded.refused = frozenset(values.refused)
     recorded.draws_in_python, recorded.draws_in_torch = prepared.has_drawn, values.random
     builder.forget()
     recorded.forget_leaks([])
@@ -90,6 +96,7 @@ class _GraphBuilder:
         self._trace, self._values = recorded, values
         self._nodes: dict[int, Node] = {}
         self._places: dict[Hashable, Node] = {}  # `.data` and some factories return a new object for the same memory
+        self._by_storage: dict[int, list[Node]] = {}
         self._kept: list[Any] = []  # an id is only unique while its tensor exists
         self._module_names = {id(m): name for name, m in root.named_modules()}
         for name, tensor in recorded.tensors.items():
@@ -125,6 +132,8 @@ class _GraphBuilder:
     def _remember(self, tensor: Tensor, node: Node) -> None:
         self._nodes[id(tensor)] = node
         self._places[memory_of(tensor)] = node
+        if tensor.layout == torch.strided:
+            self._by_storage.setdefault(tensor.untyped_storage()._cdata, []).append(node)
 
     def _find(self, tensor: Tensor) -> Node | None:
         return self._nodes.get(id(tensor)) or self._places.get(memory_of(tensor))
@@ -158,10 +167,28 @@ class _GraphBuilder:
     def _as_node(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        if (node := self._find(value)) is not None:
+        if (node := self._find(value) or self._transposed(value)) is not None:
             return node
         with self._trace.graph.inserting_before():  # at the very beginning
-            return self._placeholder(value, "constant", True)
+            node = self._placeholder(value, "constant", True)
+            node.meta["of_input"] = self._values.reads_arrays  # what was computed in NumPy may be in it
+            return node
+
+    def _transposed(self, tensor: Tensor) -> Node | None:
+        """Return a new node for a tensor that has the axes of a known one in another order, in the same memory."""
+        if tensor.layout != torch.strided or tensor.dim() < 2:
+            return None
+        axes = [*zip(tensor.shape, tensor.stride(), strict=True)]
+        for node in self._by_storage.get(tensor.untyped_storage()._cdata, ()):
+            other = node.meta["val"]
+            known = [*zip(other.shape, other.stride(), strict=True)]
+            if sorted(known) == sorted(axes) and other.storage_offset() == tensor.storage_offset():
+                found = self._trace.graph.call_function(transposed, (node, [known.index(axis) for axis in axes]))
+                found.meta["val"] = tensor
+                self._kept.append(tensor)
+                self._remember(tensor, found)
+                return found
+        return None
 
     def _module_name(self) -> str:
         frame: Any = sys._getframe(2)

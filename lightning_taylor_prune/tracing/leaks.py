@@ -18,7 +18,15 @@ from torch._subclasses import FakeTensor
 
 from lightning_taylor_prune.errors import PruningWarning
 from lightning_taylor_prune.tracing.surroundings import Surroundings
-from lightning_taylor_prune.tracing.undo import Global, Slots, holds_fakes, slots_of
+from lightning_taylor_prune.tracing.undo import (
+    Global,
+    Slots,
+    content_of,
+    holds_fakes,
+    kind_of,
+    restore_container,
+    slots_of,
+)
 
 
 class References:
@@ -87,6 +95,8 @@ def clear_frames(error: BaseException | None) -> None:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            _ = frame.f_locals  # a dict of its variables that was made before is brought up to date
         error = error.__cause__ or error.__context__
 
 
@@ -144,12 +154,11 @@ class _Search:
         elif isinstance(holder, dict):
             return self._take_from_dict(holder, held)
         elif isinstance(holder, (list, deque)):
-            kept = [item for item in holder if id(item) not in held]
-            holder.clear()
-            holder.extend(kept)
+            kept = [item for item in content_of(holder)[1] if id(item) not in held]
+            restore_container(holder, ([], kept))
             self._warn(holder, f"a {type(holder).__name__} {_owner(holder)}")
         elif isinstance(holder, set):
-            holder.difference_update([item for item in holder if id(item) in held])
+            set.difference_update(holder, [item for item in content_of(holder)[1] if id(item) in held])
             self._warn(holder, f"a set {_owner(holder)}")
         else:
             return self._take_from_object(holder, held)
@@ -161,8 +170,9 @@ class _Search:
             memo.cache_clear()
             self._surroundings.found.append(memo)
             return True
-        for key in [key for key, value in holder.items() if id(value) in held]:
-            del holder[key]
+        keys, items = content_of(holder)
+        for key in [key for key, value in zip(keys, items, strict=True) if id(value) in held]:
+            kind_of(holder).__delitem__(holder, key)
             self._warn(holder, f"entry {str(key)[:40]!r} of a dict {_owner(holder)}")
         self._surroundings.found.append(holder)
         return True
@@ -173,7 +183,7 @@ class _Search:
         if isinstance(holder, Tensor) or not names:
             return False
         for name in names:
-            setattr(holder, name, None)
+            object.__setattr__(holder, name, None)  # a frozen dataclass refuses its own way
             self._warn(None, f"`{name}` of a {type(holder).__name__}")
         self._surroundings.watch(holder)
         self._surroundings.found.append(holder)

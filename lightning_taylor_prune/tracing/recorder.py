@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.tracing.call import Call, tree_fake
@@ -43,10 +43,54 @@ class Recorder(ProxyTorchDispatchMode):  # torch's metaclass hook has no types
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        """Hand the operator on, or those that a transform makes of it; none that only reads the device of a tensor."""
+        if func is torch.ops.prim.device.default:
+            return func(*args, **(kwargs or {}))
+        if _is_transformed(args, kwargs):
+            with _InTransform(self._on_call):
+                return func(*args, **(kwargs or {}))
+        return self._on_call(func, args, kwargs or {})
+
+
+def in_transform() -> bool:
+    """Whether the code that is running is a function that `vmap`, `grad` or the like transforms."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _is_transformed(args: Any, kwargs: Any) -> bool:
+    """Whether an operator is called within `vmap`, `grad` and the like, or with tensors that these have wrapped."""
+    if in_transform():
+        return True
+    leaves = tree_leaves((args, kwargs))
+    return any(isinstance(t, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(t) for t in leaves)
+
+
+class _InTransform(TorchDispatchMode):
+    """Hands on the operators that a transform (`vmap`, `grad`) makes of one: their tensors are not wrapped any more.
+
+    Args:
+        on_call: Runs an operator.
+    """
+
+    def __init__(self, on_call: OnCall) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._on_call = on_call
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Hand the operator on, unless it only reads the device of a tensor."""
         if func is torch.ops.prim.device.default:
             return func(*args, **(kwargs or {}))
-        return self._on_call(func, args, kwargs or {})
+        result = self._on_call(func, args, kwargs or {})
+        if func._schema.is_mutable:
+            return result
+        return tree_map_only(Tensor, torch.Tensor.detach, result)  # autograd takes none that it has seen before
+
+
+def transposed(tensor: Tensor, dims: Sequence[int]) -> Tensor:
+    """Stands in a graph for a view that autograd saved without an operator that could be recorded."""
+    return tensor.permute(*dims)
 
 
 class StoredTensor(NamedTuple):
@@ -79,6 +123,7 @@ class Trace:
         ops: The operator nodes in the order of execution.
         outputs: Nodes whose values the network returns.
         cached: Those of them that it returns in a cache of keys and values.
+        entries: Those of them that it returns by name, with these names.
         stored: Tensors that the network stored in attributes of its modules or around them.
         is_parameter: Names of the tensors that are parameters, not buffers.
         aliases: All names of the modules that have several, by the first of them.
@@ -86,6 +131,7 @@ class Trace:
         draws_in_python: The code drew random numbers in Python or NumPy: with others it may take another path.
         draws_in_torch: The code asked for values that come from torch's random generator.
         scripted: Names of the tensors that scripted modules hold.
+        refused: Operators whose kernels for fake tensors refused what the real ones take.
     """
 
     call: Call
@@ -97,6 +143,7 @@ class Trace:
     ops: list[Node] = field(default_factory=list)
     outputs: list[Node] = field(default_factory=list)
     cached: frozenset[Node] = frozenset()
+    entries: Mapping[Node, str] = field(default_factory=dict)
     stored: list[StoredTensor] = field(default_factory=list)
     is_parameter: frozenset[str] = frozenset()
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -104,6 +151,7 @@ class Trace:
     draws_in_python: bool = False
     draws_in_torch: bool = False
     scripted: frozenset[str] = frozenset()
+    refused: frozenset[Any] = frozenset()
     _references: References | None = None
 
     @cached_property

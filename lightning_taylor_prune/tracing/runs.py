@@ -21,15 +21,17 @@ from torch._subclasses import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from lightning_taylor_prune.tracing.arrays import READ_ARRAY
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.isolation import Snapshot, Stored, Write, buffers_kept, untouched, written
 from lightning_taylor_prune.tracing.observers import writes_for_observers
 from lightning_taylor_prune.tracing.progress import tick
 from lightning_taylor_prune.tracing.recorder import OnCall, Recorder, Trace
 
-_TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
-
-_PACKAGE_DIR = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_NOT_THE_USERS = tuple(
+    os.path.dirname(file) + os.sep for file in (torch.__file__, np.__file__, os.path.dirname(__file__))
+)
+"""Folders of code that no line of is named: torch's, NumPy's and ours."""
 
 
 def run(root: nn.Module, recorded: Trace, tensors: Mapping[str, Tensor], on_call: OnCall) -> tuple[Any, list[Stored]]:
@@ -81,7 +83,7 @@ class PreparedRun:
 
     def run_for_real(self, call: Call, on_call: OnCall) -> None:
         """Run a call with real tensors, those of the network included; all of them are unchanged afterwards."""
-        with buffers_kept(self._root), ListsByItems(), torch.random.fork_rng():
+        with buffers_kept(self._root), AsFakesDo(on_call), torch.random.fork_rng():
             torch.manual_seed(call.draw)
             self._run(call, (), on_call, contextlib.nullcontext())
 
@@ -145,14 +147,29 @@ def _forward_noted(module: nn.Module | None, outputs: list[Any]) -> Iterator[Non
             vars(module)["forward"] = before
 
 
-class ListsByItems(TorchFunctionMode):
-    """Makes `tolist` of real tensors ask for one number after the other, as that of fake tensors does."""
+class AsFakesDo(TorchFunctionMode):
+    """Makes `tolist` of real tensors ask for one number after the other, and notes `numpy`, as with fake tensors.
+
+    Args:
+        on_call: Notes an operator.
+    """
+
+    def __init__(self, on_call: OnCall) -> None:
+        super().__init__()
+        self._on_call = on_call
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call the function, or else that of fake tensors."""
-        return (FakeTensor.tolist if func is Tensor.tolist else func)(*args, **(kwargs or {}))
+        if func is Tensor.numpy:
+            return self._on_call(READ_ARRAY, tuple(args), kwargs or {}).copy()
+        if func is Tensor.__array__:
+            return self._on_call(READ_ARRAY, (args[0],), {}).astype(args[1] if len(args) > 1 else None)
+        if func is Tensor.tolist:
+            with self:  # lists of lists, too
+                return FakeTensor.tolist(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def _ticking(on_call: OnCall) -> OnCall:
@@ -238,11 +255,11 @@ def uncompiled() -> contextlib.AbstractContextManager[object]:
 
 
 def user_line(error: BaseException) -> str:
-    """Return ``file:line`` of the innermost traceback entry outside torch and this package."""
+    """Return ``file:line`` of the innermost traceback entry outside torch, NumPy and this package."""
     line, tb = "", error.__traceback__
     while tb is not None:
         name = tb.tb_frame.f_code.co_filename
-        if not name.startswith((_TORCH_DIR, _PACKAGE_DIR)):
+        if not name.startswith(_NOT_THE_USERS):
             line = f"{name}:{tb.tb_lineno}"
         tb = tb.tb_next
     return line
@@ -253,7 +270,7 @@ def source_line() -> str:
     frame: Any = sys._getframe(2)
     while frame is not None and frame.f_code is not call_network.__code__:
         name = frame.f_code.co_filename
-        if not name.startswith((_TORCH_DIR, _PACKAGE_DIR)):
+        if not name.startswith(_NOT_THE_USERS):
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

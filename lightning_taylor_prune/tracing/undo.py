@@ -92,7 +92,7 @@ def restore_container(value: Any, content: Content) -> list[Any]:
     now = content_of(value)
     if is_same(now, content):
         return []
-    kind, (keys, items) = _kind_of(value), content
+    kind, (keys, items) = kind_of(value), content
     kind.clear(value)
     if issubclass(kind, dict):
         for key, item in zip(keys, items, strict=True):
@@ -108,7 +108,7 @@ def content_of(value: Any) -> Content:
     Never by a method that a class of the user's has in place of the built-in one, which may do anything: a table of
     classes, say, may make an object of one whenever it is asked for it.
     """
-    kind = _kind_of(value)
+    kind = kind_of(value)
     keys = list(kind.__iter__(value))
     if kind is dict:
         return keys, list(dict.values(value))
@@ -117,11 +117,12 @@ def content_of(value: Any) -> Content:
 
 def size_of(value: Any) -> int:
     """Return how many items a container holds."""
-    size: int = _kind_of(value).__len__(value)
+    size: int = kind_of(value).__len__(value)
     return size
 
 
-def _kind_of(value: Any) -> Any:
+def kind_of(value: Any) -> Any:
+    """Return the built-in kind of a container: its methods are those that no class of the user's has replaced."""
     kind, *_ = (kind for kind in KINDS if isinstance(value, kind))
     return kind
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from lightning_taylor_prune.tracing.arrays import READ_ARRAY, without_modes
 from lightning_taylor_prune.tracing.call import Answer, MadeTensor
 from lightning_taylor_prune.tracing.packing import call_operator
 from lightning_taylor_prune.tracing.tensors import memory_of
@@ -31,10 +31,13 @@ class KnownValues:
         tensors: Parameters and buffers of the run by name, fake.
         real: Their values by name, on demand; ``None`` where they are not known.
         answers: What operators gave when the call was run for real, for values that depend on the input.
+        refused: Operators that are known to run for real only; ``None`` to find out which do.
 
     Attributes:
         used: The answers that were needed.
         random: Some of the values that were asked for come from a random generator.
+        reads_arrays: Code outside of torch has read what depends on the input.
+        refused: Operators whose kernels for fake tensors refused what the real ones take.
     """
 
     def __init__(
@@ -43,9 +46,12 @@ class KnownValues:
         tensors: Mapping[str, Tensor],
         real: Callable[[str], Tensor | None],
         answers: Sequence[Answer] = (),
+        refused: Collection[Any] | None = None,
     ) -> None:
         self.used: list[Answer] = []
-        self.random = False
+        self.refused = set(refused or ())
+        self._finds_out = refused is None
+        self.random = self.reads_arrays = False
         self._answers = {(answer.position, answer.operator): answer for answer in answers}
         self._mode = mode
         self._real = real
@@ -61,6 +67,8 @@ class KnownValues:
             DynamicOutputShapeException: Likewise.
         """
         try:
+            if func is READ_ARRAY:
+                raise DataDependentOutputException(func)  # type: ignore[arg-type]
             return call_operator(func, args, kwargs)
         except NEEDS_VALUES as error:
             with without_modes():
@@ -71,7 +79,14 @@ class KnownValues:
             if answer is None:
                 raise error
             self.used.append(answer)
+            self.reads_arrays |= func is READ_ARRAY
             return made_up((args, kwargs), answer.result)
+        except Exception as error:
+            if not (self._finds_out or func in self.refused):
+                raise
+            result = _on_zeros(func, args, kwargs, error)
+            self.refused.add(func)
+            return result
 
     def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Remember that an operator was run."""
@@ -81,14 +96,6 @@ class KnownValues:
         """Let go of all tensors."""
         self._tape.clear()
         self._places.clear()
-
-    def value(self, tensor: Tensor) -> Tensor | None:
-        """Return what a tensor holds, ``None`` if that is not known."""
-        if not isinstance(tensor, FakeTensor):
-            return tensor
-        with without_modes():
-            value = self._evaluate([tensor])
-        return None if value is None else value(tensor)
 
     def _with_values(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func in _INDEXED:
@@ -174,28 +181,6 @@ class KnownValues:
         return steps[::-1], {storage: self._names[storage] for storage in unmade}, written
 
 
-@contextlib.contextmanager
-def numpy_of(values: KnownValues) -> Iterator[None]:
-    """Let `numpy` of a fake tensor return a copy of what it holds in here, where that does not depend on the input."""
-
-    def numpy(tensor: Tensor, *, force: bool = False) -> Any:
-        value = values.value(tensor)
-        if value is None:
-            return Tensor.numpy(tensor, force=force)
-        with without_modes():
-            return value.detach().clone().numpy(force=force)
-
-    before = vars(FakeTensor).get("numpy")
-    FakeTensor.numpy = numpy  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        if before is None:
-            del FakeTensor.numpy
-        else:
-            FakeTensor.numpy = before  # type: ignore[method-assign]
-
-
 def made_up(args: Any, result: Any) -> Any:
     """Return fake tensors of the shapes and types that an operator gave for real, and the numbers as they are.
 
@@ -219,16 +204,32 @@ def made_up(args: Any, result: Any) -> Any:
     )
 
 
+def _on_zeros(func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
+    """Return fake results of an operator that runs for real on zeros, but not on fake tensors.
+
+    Raises:
+        Exception: ``error``, what it raised on fake tensors, where it does not run for real either.
+    """
+    schema = getattr(func, "_schema", None)
+    if schema is None or any(a.alias_info is not None for a in (*schema.arguments, *schema.returns)):
+        raise error
+    try:
+        with without_modes():
+            result = func(*tree_map_only(FakeTensor, _zeros, args), **tree_map_only(FakeTensor, _zeros, kwargs))
+    except Exception:  # then it is no fault of the kernel for fake tensors
+        raise error from None
+    return made_up((args, kwargs), as_answer(result))
+
+
+def _zeros(fake: FakeTensor) -> Tensor:
+    with no_dispatch():
+        zeros: Tensor = torch.zeros_like(fake, device=fake.fake_device)
+    return zeros
+
+
 def as_answer(result: Any, shape: tuple[int, ...] | None = None) -> Any:
     """Return what an operator gave as an answer holds it (tensors of another shape, if given): see :func:`made_up`."""
     return tree_map_only(Tensor, lambda t: MadeTensor(tuple(t.shape) if shape is None else shape, t.dtype), result)
-
-
-@contextlib.contextmanager
-def without_modes() -> Iterator[None]:
-    """Compute for real in here: no fake tensors, no recording, no gradients."""
-    with _disable_current_modes(), torch.no_grad():
-        yield
 
 
 def value_of(real: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Callable[[str], Tensor | None]:

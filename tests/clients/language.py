@@ -45,6 +45,18 @@ def contrast() -> dict[str, Any]:
     return {**tokens(), "pixel_values": torch.randn(2, 3, PIXELS, PIXELS), "return_loss": True}
 
 
+def waves() -> dict[str, Tensor]:
+    return {"input_values": torch.randn(2, 400), "labels": torch.randint(1, 32, (2, 6))}
+
+
+def masks() -> dict[str, Any]:
+    return {
+        "pixel_values": torch.randn(2, 3, 2 * PIXELS, 2 * PIXELS),
+        "mask_labels": [torch.randint(2, (2, 2 * PIXELS, 2 * PIXELS)).float() for _ in range(2)],
+        "class_labels": [torch.tensor([0, 1])] * 2,
+    }
+
+
 BERT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -74,6 +86,7 @@ T5 = {
     "num_heads": 4,
     "decoder_start_token_id": 0,
     "pad_token_id": 0,
+    "use_cache": False,
 }
 BART = {
     "vocab_size": VOCABULARY,
@@ -85,6 +98,7 @@ BART = {
     "encoder_ffn_dim": 64,
     "decoder_ffn_dim": 64,
     "max_position_embeddings": 64,
+    "use_cache": False,
 }
 WHISPER = {
     **BART,
@@ -112,6 +126,46 @@ SEGFORMER = {
     "num_labels": 3,
 }
 
+MOE = {**LLAMA, "moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
+DEBERTA = {**BERT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
+WAV2VEC2 = {
+    "vocab_size": 32,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "conv_dim": (16, 16),
+    "conv_stride": (4, 2),
+    "conv_kernel": (8, 3),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "mask_time_prob": 0.0,
+}
+MASK2FORMER = {
+    "backbone_config": {
+        "model_type": "swin",
+        "image_size": 32,
+        "patch_size": 2,
+        "embed_dim": 8,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 1, 2, 2],
+        "window_size": 2,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    },
+    "feature_size": 16,
+    "mask_feature_size": 16,
+    "hidden_dim": 16,
+    "encoder_feedforward_dim": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "num_attention_heads": 2,
+    "dim_feedforward": 32,
+    "num_queries": 5,
+    "num_labels": 3,
+    "train_num_points": 16,
+}
+
 FAMILIES: dict[str, tuple[str, str, Mapping[str, Any], Callable[[], Any]]] = {
     "bert": ("BertForSequenceClassification", "BertConfig", BERT, classes),
     "roberta": ("RobertaForMaskedLM", "RobertaConfig", BERT, language),
@@ -133,6 +187,10 @@ FAMILIES: dict[str, tuple[str, str, Mapping[str, Any], Callable[[], Any]]] = {
     ),
     "mamba": ("MambaForCausalLM", "MambaConfig", MAMBA, language),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", MIXTRAL, language),
+    "qwen2_moe": ("Qwen2MoeForCausalLM", "Qwen2MoeConfig", {**MOE, "shared_expert_intermediate_size": 48}, language),
+    "deberta": ("DebertaV2ForSequenceClassification", "DebertaV2Config", DEBERTA, classes),
+    "wav2vec2": ("Wav2Vec2ForCTC", "Wav2Vec2Config", WAV2VEC2, waves),
+    "mask2former": ("Mask2FormerForUniversalSegmentation", "Mask2FormerConfig", MASK2FORMER, masks),
     "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", WHISPER, speech),
 }
 
@@ -142,6 +200,11 @@ def family(model: str, config: str, options: Mapping[str, Any], batch: Callable[
     return wrapped(getattr(library, model)(getattr(library, config)(**options)), own_loss, batch)
 
 
+REMARKS = {
+    "clip": "The outputs of both towers are returned: in a module that returns only the loss, nothing is locked.",
+}
+
 CLIENTS = {
-    **{f"transformers/{n}": Client("transformers", "transformers", partial(family, *f)) for n, f in FAMILIES.items()},
+    f"transformers/{name}": Client("transformers", "transformers", partial(family, *made), REMARKS.get(name, ""))
+    for name, made in FAMILIES.items()
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,13 +99,38 @@ def reloaded(client: Client, path: Path) -> Training:
 
 def loss(training: Training) -> Tensor:
     """Return the loss of the first batch, in evaluation mode and with fixed random numbers."""
-    module = training.module.eval()
-    batch = next(iter(training.batches))
+    return _evaluated(Step(training.module.eval()), next(iter(training.batches)))
+
+
+class Step(nn.Module):
+    """A training step as a network, so that it can be exported."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Any) -> Tensor:
+        output = self.module.training_step(batch, 0)
+        return output if isinstance(output, Tensor) else output["loss"]
+
+
+def _evaluated(step: Callable[[Any], Tensor], batch: Any) -> Tensor:
     with torch.no_grad(), torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # nothing is logged without a Trainer
         torch.manual_seed(0)
-        output = module.training_step(batch, 0)
-    return output if isinstance(output, Tensor) else output["loss"]
+        return step(batch)
+
+
+def can_be_exported(training: Training) -> bool:
+    """Whether `torch.export` makes a program of the step, in evaluation mode, that has the same loss."""
+    step, batch = Step(training.module.eval()), next(iter(training.batches))
+    expected = loss(training)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(step, (batch,), strict=False).module()
+    except Exception:  # whatever torch.export cannot do, or the library
+        return False
+    return torch.allclose(_evaluated(program, batch), expected, rtol=1e-3)
 
 
 def masked_error(client: Client, ran: Run) -> float:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.clients.clients import CLIENTS
-from tests.clients.runs import Run, built, fit, loss, masked_error, reloaded, run, same_state
+from tests.clients.runs import Run, built, can_be_exported, fit, loss, masked_error, reloaded, run, same_state
 from tests.clients.training import Client
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
@@ -57,3 +57,7 @@ def test_a_fresh_module_loads_the_pruned_weights(client: Client, ran: Run) -> No
 def test_a_run_resumes_to_the_same_end(client: Client, ran: Run, tmp_path: Path) -> None:
     resumed = run(client, tmp_path, resume=ran.mid)
     assert same_state(resumed.module, ran.module)
+
+
+def test_what_could_be_exported_still_can(client: Client, ran: Run) -> None:
+    assert can_be_exported(reloaded(client, ran.last)) or not can_be_exported(built(client))

@@ -145,6 +145,8 @@ WATCHED: dict[str, Callable[[], tuple[Gated, Tensor]]] = {
         }.items()
     },
     "spectral norm": lambda: vector(parametrizations.spectral_norm(nn.Linear(8, 3))),
+    "spectral norm of old": lambda: vector(nn.utils.spectral_norm(nn.Linear(8, 3))),
+    "spectral norm of old, convolution": lambda: image(nn.utils.spectral_norm(nn.Conv2d(8, 3, 3))),
     "frozen reader": lambda: vector(frozen(nn.Linear(8, 3))),
     "frozen convolution": lambda: image(frozen(nn.Conv2d(8, 3, 3))),
     "frozen weight norm": lambda: image(frozen(weight_normed(nn.Conv2d(8, 3, 3), 1))),

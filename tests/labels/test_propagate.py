@@ -140,3 +140,21 @@ def test_a_mode_that_cannot_be_traced_is_skipped_with_a_warning() -> None:
     with pytest.warns(PruningWarning, match="evaluation mode was not analysed: .*not meant for that"):
         groups = find_groups(OnlyTrains(), torch.randn(1, 3, 4, 4))
     assert [g.name for g in groups] == ["body"]
+
+
+class ReturnsFeatures(nn.Module):
+    """Returns what it computes with, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.first(x).relu()
+        return {"features": h, "logits": self.last(h)}
+
+
+def test_an_output_that_the_network_reads_is_named_with_what_to_do() -> None:
+    reasons = {entry.name: entry.reason for entry in find_groups(ReturnsFeatures(), torch.zeros(2, 4)).locked}
+    assert "`features`" in reasons["first"] and "returns only what is used" in reasons["first"]
+    assert reasons["last"] == "is an output of the network"

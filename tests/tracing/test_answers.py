@@ -155,3 +155,18 @@ def test_what_the_code_prints_is_not_printed_again(read: Read, capsys: pytest.Ca
 
     find_groups(Talking(read), IMAGES)
     assert capsys.readouterr().out == ""
+
+
+@torch.library.custom_op("tests::picky", mutates_args=())
+def picky(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+@picky.register_fake
+def _refuse(x: Tensor) -> Tensor:
+    raise RuntimeError("not in this precision")
+
+
+def test_what_only_fake_tensors_refuse_runs_on_zeros() -> None:
+    groups = find_groups(Asking(lambda h: picky(h.detach()).mean() + h), IMAGES)
+    assert "a" in {group.name for group in groups}

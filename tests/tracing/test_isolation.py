@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import queue
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -136,6 +137,43 @@ def test_any_other_holder_is_named() -> None:
     model = Keeping(lambda n: next(functions)(n))
     with pytest.warns(PruningWarning, match="kept a tensor without values.* entry '6' of a dict"):
         find_groups(model, torch.zeros(2, 6))
+    assert type(model(torch.zeros(2, 6))) is torch.Tensor
+
+
+class KeepsAll(Missing):
+    """A table from which nothing is deleted in the usual way, as results of networks are."""
+
+    def __delitem__(self, n: int) -> None:
+        raise RuntimeError("nothing is deleted from here")
+
+
+class KeepsAllInList(list[Tensor]):
+    def clear(self) -> None:
+        raise RuntimeError("nothing is deleted from here")
+
+    def __call__(self, n: int) -> Tensor:
+        if not len(self):
+            self.append(torch.arange(n).float())
+        return self[0]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    known: Tensor | None = None
+
+    def __call__(self, n: int) -> Tensor:
+        if self.known is None:
+            object.__setattr__(self, "known", torch.arange(n).float())
+        assert self.known is not None
+        return self.known
+
+
+@pytest.mark.parametrize("keep", [KeepsAll().__getitem__, KeepsAllInList(), Frozen()], ids=["dict", "list", "frozen"])
+@pytest.mark.filterwarnings("ignore:The network's code kept")
+def test_a_holder_that_refuses_to_forget_forgets(keep: Callable[[int], Tensor]) -> None:
+    functions = yields(keep)
+    model = Keeping(lambda n: next(functions)(n))
+    find_groups(model, torch.zeros(2, 6))
     assert type(model(torch.zeros(2, 6))) is torch.Tensor
 
 

@@ -4,6 +4,7 @@ May import: labels.space, labels.places, modules.
 """
 
 from lightning_taylor_prune.labels.rules import (
+    backward,
     concatenation,
     convolution,
     indexing,
@@ -23,6 +24,7 @@ from lightning_taylor_prune.labels.rules import (
 from lightning_taylor_prune.labels.rules.registry import find_rules, operator_name, register_rule
 
 __all__ = [
+    "backward",
     "concatenation",
     "convolution",
     "find_rules",

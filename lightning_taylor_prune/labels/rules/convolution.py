@@ -99,7 +99,7 @@ def _whole_groups(ctx: RuleContext, x: Labels, weight: Labels, groups: int, fact
     if not weight.static and weight.shape[1] > 1:  # a group for each example: its channels are those of all others
         for labels in (x.along(-1), filters):
             ctx.lock(labels, "is convolved with weights that are computed for every example")
-    _tie_groups(ctx, x.along(-1), filters, groups)
+    tie_groups(ctx, x.along(-1), filters, groups)
     ctx.writer(filters)
     ctx.count_macs(factor * math.prod(x.shape[:-1]) * weight.shape[1], [(weight.shape[0], labels_along(filters, 0))])
     return filters
@@ -119,7 +119,7 @@ def _beside_channels(x: Labels) -> tuple[Field, ...]:
     return tuple(f for f in x.fields if f.shape[-1] == 1)
 
 
-def _tie_groups(ctx: RuleContext, channels: Field | None, filters: Field | None, groups: int) -> None:
+def tie_groups(ctx: RuleContext, channels: Field | None, filters: Field | None, groups: int) -> None:
     """Unite all channels that one group of a grouped convolution reads or writes: only whole groups are removed."""
     if channels is None or filters is None:
         ctx.tie(channels, filters, "is combined with a tensor that cannot shrink along this axis")

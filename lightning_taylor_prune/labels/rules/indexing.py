@@ -21,7 +21,7 @@ from lightning_taylor_prune.labels.rules.axes import (
 )
 from lightning_taylor_prune.labels.rules.context import RuleContext, find_labels, pointwise
 from lightning_taylor_prune.labels.rules.registry import operator_name, register_rule
-from lightning_taylor_prune.labels.space import Field, Labels
+from lightning_taylor_prune.labels.space import Field, Labels, axes_of
 
 
 def slice_a_half(
@@ -160,6 +160,37 @@ def index(ctx: RuleContext, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     return moved(x, shape, fields).computed()
 
 
+@register_rule("aten.index_put", "aten._index_put_impl", "aten._unsafe_index_put")
+def index_put(ctx: RuleContext, x: Labels, indices: Sequence[Labels | None], values: Labels, *args: Any) -> Labels:
+    """Values written to positions that tensors choose: these axes are locked, those after them tied to the values'."""
+    dims, consumed = _indexed_axes(ctx, x, (indices,))
+    ctx.lock_all(find_labels(indices), "is used as an index")
+    if not consumed:
+        ctx.lock_all([x, values], "is indexed by a tensor")
+        return Labels(ctx.shape, static=x.static and values.static)
+    after = max(dims) + 1
+    before, tail = _apart(ctx, x, min(dims), after)
+    written, others = _apart(ctx, values, 0, max(len(values.shape) - (len(x.shape) - after), 0))[::-1]
+    ctx.lock_all([others], "is indexed by a tensor")
+    if len(values.shape) > len(x.shape) - after:  # rows of their own for the axes before, or for the chosen positions
+        for f in before.fields:
+            if max(values.shape[: len(values.shape) - len(tail.shape)]) > 1:
+                ctx.lock(f, "is indexed by a tensor")
+    rest = pointwise(ctx, [tail, written], tail.shape)
+    fields = (*before.fields, *(f.reshape((1,) * after + f.shape) for f in rest.fields))
+    return Labels(ctx.shape, fields, static=x.static and values.static)
+
+
+def _apart(ctx: RuleContext, x: Labels, stop: int, start: int) -> tuple[Labels, Labels]:
+    """Return the labels that vary before an axis only, and those from another axis on, cut off; others are locked."""
+    before = tuple(f for f in x.fields if all(axis < stop for axis in axes_of(f)))
+    after = tuple(f.reshape(f.shape[start:]) for f in x.fields if all(axis >= start for axis in axes_of(f)))
+    for f in x.fields:
+        if not (all(axis < stop for axis in axes_of(f)) or all(axis >= start for axis in axes_of(f))):
+            ctx.lock(f, "is indexed by a tensor")
+    return Labels(x.shape, before), Labels(x.shape[start:], after, static=x.static)
+
+
 def _indexed_axes(ctx: RuleContext, x: Labels, args: tuple[Any, ...]) -> tuple[list[int], bool]:
     """Return the indexed axes, and whether they are adjacent and indexed by integers or tensors only."""
     if isinstance(args[0], (list, tuple)):
@@ -185,6 +216,13 @@ def _axes_taken(index: Any) -> int:
 
 def _only_tensors(indices: Sequence[Any]) -> bool:
     return all(item is None or isinstance(item, Labels) for item in indices)
+
+
+@register_rule("tensor.numpy")
+def read_as_array(ctx: RuleContext, x: Labels, **kwargs: Any) -> Labels:
+    """What code outside of torch computes with, which nobody can follow: its channels keep their number."""
+    ctx.lock_all([x], "is read as a NumPy array, which cannot be followed; compute with torch, or read it in a hook")
+    return Labels((), static=x.static)
 
 
 @register_rule("aten.glu")

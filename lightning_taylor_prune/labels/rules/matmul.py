@@ -7,7 +7,9 @@ from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from lightning_taylor_prune.labels.rules.axes import unite_blocks
 from lightning_taylor_prune.labels.rules.context import RuleContext, align, find_labels, pointwise
 from lightning_taylor_prune.labels.rules.contraction import add_bias, contract
 from lightning_taylor_prune.labels.rules.registry import operator_name, register_rule
@@ -20,6 +22,42 @@ def linear(ctx: RuleContext, x: Labels, weight: Labels, bias: Labels | None = No
     lead = ascii_lowercase[: len(x.shape) - 1]
     product = contract(ctx, [x, weight], [lead + "z", "yz"], lead + "y")
     return add_bias(ctx, product, bias)
+
+
+@register_rule("aten._grouped_mm", "aten._scaled_grouped_mm")
+def grouped_matmul(ctx: RuleContext, a: Labels, b: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """A matrix product for each expert, over the rows that it is given: ``a`` may hold the rows of all, one by one.
+
+    The operator only takes matrices whose rows (or columns, if these lie in one piece) begin every 16 bytes: channels
+    are removed in blocks that are as long.
+    """
+    offsets = find_labels([*args, kwargs])
+    if len(b.shape) == 2 or offsets[1:]:  # sums over rows, as in a backward pass; a bias or a scale
+        ctx.lock_all([a, b, *offsets], "is multiplied expert by expert in a way that is not followed")
+        return Labels(ctx.shape)
+    for experts in (v.along(0) for v in (a, b) if len(v.shape) == 3):
+        ctx.lock(experts, "is one of the experts that rows are sent to")
+    for value, node in zip((a, b), ctx.node.args, strict=False):
+        _unite_aligned(ctx, value, node.meta["val"])  # type: ignore[union-attr]
+    product = contract(
+        ctx, [_of_one_expert(a), _of_one_expert(b)], ["yz", "zx"], "yx", ctx.shape[0] if len(ctx.shape) == 3 else 1
+    )
+    lead = len(ctx.shape) - 2
+    return Labels(ctx.shape, tuple(f.reshape((1,) * lead + f.shape) for f in product.fields), static=product.static)
+
+
+def _unite_aligned(ctx: RuleContext, value: Labels, matrix: Tensor) -> None:
+    """Unite blocks of 16 bytes along the axis of a matrix whose positions lie side by side in memory."""
+    axis = next(axis for axis in (-1, -2) if matrix.stride(axis) == 1 or axis == -2) % matrix.dim()
+    if (labels := value.along(axis)) is not None:
+        unite_blocks(ctx, labels, axis, max(16 // matrix.element_size(), 1))
+
+
+def _of_one_expert(value: Labels) -> Labels:
+    if len(value.shape) == 2:
+        return value
+    fields = tuple(f[0] for f in value.fields if f.shape[0] == 1)
+    return Labels(value.shape[1:], fields, value.direct, value.static)
 
 
 @register_rule("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot", "aten.vdot", "aten.linalg_matmul")

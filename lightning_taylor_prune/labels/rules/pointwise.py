@@ -21,6 +21,15 @@ _POINTWISE = """
     __and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ __ixor__ __ilshift__ __irshift__
 """
 
+# What `torch.func.jvp` and backward passes make of pointwise operators.
+_DERIVED = """
+    prims.add prims.sub prims.mul prims.div prims.neg prims.exp prims.log prims.tanh prims.pow prims.sqrt prims.rsqrt
+    prims.reciprocal prims.where prims.sin prims.cos prims.erf prims.abs prims.sign prims.eq prims.ne prims.lt prims.le
+    prims.gt prims.ge prims.maximum prims.minimum prims.fma prims.convert_element_type
+    aten.elu_backward aten.softplus_backward aten.hardtanh_backward aten.hardswish_backward aten.hardsigmoid_backward
+    aten.leaky_relu_backward aten.mish_backward aten.log_sigmoid_backward aten._make_dual aten._unpack_dual
+"""
+
 # What optimizers and averages of weights do to many tensors at once.
 _FOREACH = """
     add sub mul div pow lerp addcmul addcdiv copy zero neg abs sqrt rsqrt reciprocal exp expm1 log log10 log1p log2 sign
@@ -44,7 +53,7 @@ _CONSTANTS = """
 """
 
 
-@register_rule(*(f"aten.{name}" for name in dict.fromkeys(_POINTWISE.split())))
+@register_rule(*_DERIVED.split(), *(f"aten.{name}" for name in dict.fromkeys(_POINTWISE.split())))
 def elementwise(ctx: RuleContext, *args: Any, **kwargs: Any) -> Results:
     """Result position i depends on position i of every operand (after broadcasting)."""
     operands = find_labels([*args, kwargs])

@@ -23,7 +23,7 @@ _LOCKING = {
         linalg_slogdet linalg_cholesky cholesky linalg_matrix_exp matrix_exp linalg_cross cross kron
     """,
     "is read along a diagonal": "diag diag_embed diagflat diagonal trace",
-    "is indexed by a tensor": "index_put _index_put_impl _unsafe_index_put put take masked_scatter",
+    "is indexed by a tensor": "put take masked_scatter",
     "is rearranged in a way that labels cannot follow": "as_strided rot90 block_diag cartesian_prod",
     "is cut into overlapping frames": "stft istft",
     "defines a grid of coordinates": "affine_grid_generator",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_taylor_prune import find_groups
 from tests.labels.rules.laws import TOKENS, Labelled, channels_of, check_movement, check_removal
 from tests.labels.rules.strategies import Case, Draw, axis_of, collect, shapes
+from tests.oracles import masked_error, prepared, random_units
 
 CASES: dict[str, Callable[[Draw], Case]] = {}
 case = collect(CASES)
@@ -182,3 +185,67 @@ def test_what_depends_on_order_or_number_locks(name: str) -> None:
     labelled = Labelled(LOCKED[name], [TOKENS])
     reasons = [labelled.outcome.locked.get(root, "free") for root in channels_of(labelled)]
     assert not any(reason == "free" or "label rule" in reason for reason in reasons)
+
+
+Write = Callable[[Tensor, Tensor, Tensor], None]
+
+
+class Overwriting(nn.Module):
+    """Writes to some rows of its features."""
+
+    def __init__(self, write: Write) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.write = nn.Linear(4, 8), nn.Linear(8, 3), write
+        self.rows = nn.Parameter(torch.randn(3, 8))
+        self.register_buffer("mask", torch.tensor([True, False, True, False, True, False]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).clone()
+        self.write(h, self.mask, self.rows)
+        return self.last(h.relu())  # type: ignore[no-any-return]
+
+
+def row(h: Tensor, mask: Tensor, rows: Tensor) -> None:
+    h[:, mask] = rows[0]
+
+
+def every_row(h: Tensor, mask: Tensor, rows: Tensor) -> None:
+    h[:, mask] = rows
+
+
+def nothing(h: Tensor, mask: Tensor, rows: Tensor) -> None:
+    h[mask.expand(2, -1)] = 0
+
+
+def added(h: Tensor, mask: Tensor, rows: Tensor) -> None:
+    h[:, torch.tensor([0, 2])] += rows[1]
+
+
+def moved_rows(h: Tensor, mask: Tensor, rows: Tensor) -> None:
+    h[:, torch.tensor([0, 2])] = h[:, torch.tensor([1, 3])]
+
+
+def pairs(h: Tensor, mask: Tensor, rows: Tensor) -> None:
+    h[torch.arange(2), torch.tensor([0, 2])] = rows[:2]
+
+
+def along_channels_first(h: Tensor, mask: Tensor, rows: Tensor) -> None:
+    h.transpose(1, 2)[:, :, mask] = 1
+
+
+writes = [row, every_row, nothing, added, moved_rows, pairs, along_channels_first]
+
+
+@pytest.mark.parametrize("write", writes, ids=[write.__name__ for write in writes])
+def test_channels_of_rows_that_are_written_are_pruned(write: Write) -> None:
+    model, example, groups = prepared(Overwriting(write), (torch.randn(2, 6, 4),), torch.double)
+    plan = groups.plan(random_units(groups))
+    assert list(plan.removed) == ["first"] and masked_error(model, copy.deepcopy(model), plan, example) < 1e-10
+
+
+def test_channels_that_are_written_by_index_are_locked() -> None:
+    def write(h: Tensor, mask: Tensor, rows: Tensor) -> None:
+        h[..., torch.tensor([0, 2])] = 0
+
+    assert not find_groups(Overwriting(write), torch.randn(2, 6, 4)).num_units
