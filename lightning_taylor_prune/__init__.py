@@ -23,6 +23,7 @@ from lightning_taylor_prune.pruning.prune import prune_
 from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.select import select
 from lightning_taylor_prune.recovery import DistillationLoss, Teacher
+from lightning_taylor_prune.report.inspection import Inspection, inspect
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "Criterion",
     "Cut",
     "DistillationLoss",
+    "Inspection",
     "PlanError",
     "PruneOutcome",
     "Pruner",
@@ -47,6 +49,7 @@ __all__ = [
     "VerificationError",
     "find_groups",
     "fit_checkpoint_",
+    "inspect",
     "load_pruned",
     "loading_pruned",
     "make_loadable",
