@@ -23,6 +23,7 @@ from lightning_taylor_prune.pruning.prune import prune_
 from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.select import select
 from lightning_taylor_prune.recovery import DistillationLoss, Teacher
+from lightning_taylor_prune.pruning.sensitivity import Sensitivities, sensitivity
 from lightning_taylor_prune.report.inspection import Inspection, inspect
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "PruningPlan",
     "PruningWarning",
     "Recovery",
+    "Sensitivities",
     "TaylorPruningCallback",
     "Teacher",
     "TraceError",
@@ -60,4 +62,5 @@ __all__ = [
     "register_module_update",
     "register_rule",
     "select",
+    "sensitivity",
 ]
