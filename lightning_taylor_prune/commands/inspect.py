@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
+from pathlib import Path
 
 from lightning_taylor_prune.commands.targets import add_target_arguments, build_target
 from lightning_taylor_prune.report.inspection import Inspection, inspect
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-channels", type=int, default=1, metavar="N", help="units every group keeps (1)")
     parser.add_argument("--max-pruning-ratio", type=float, default=1.0, metavar="R", help="largest share removed (1.0)")
     parser.add_argument("--rewrite-hard-coded", action="store_true", help="free what sizes in the code lock")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with a drawing of the groups")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
 
@@ -42,6 +44,11 @@ def run(arguments: argparse.Namespace) -> None:
             max_pruning_ratio=arguments.max_pruning_ratio,
             rewrite_hard_coded=arguments.rewrite_hard_coded,
         )
+    if arguments.html is not None:
+        from lightning_taylor_prune.report.inspection_page import write_inspection
+
+        write_inspection(found, arguments.html)
+        print(f"Wrote {arguments.html}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(found.as_dict(), indent=2))
     else:

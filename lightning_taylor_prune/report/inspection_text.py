@@ -44,7 +44,7 @@ def headline(inspection: Inspection) -> str:
     if not inspection.groups:
         return f"{what}: nothing can be removed."
     units, groups = plural(inspection.units, "unit"), plural(len(inspection.groups), "group")
-    return f"{what}: {units} in {groups} can be removed, and with them up to {_share(params.fraction)} of these."
+    return f"{what}: {units} in {groups} can be removed, and with them up to {share(params.fraction)} of these."
 
 
 def sections(inspection: Inspection) -> list[Section]:
@@ -106,14 +106,14 @@ def bytes_text(value: float) -> str:
     return f"{number(value)}\N{NO-BREAK SPACE}B"
 
 
-def _share(fraction: float) -> str:
+def share(fraction: float) -> str:
     """Write a fraction as a percentage; nearly all is not all."""
     return percent(fraction, 2 if 0.999 < fraction < 1 else 1)
 
 
 def _reductions(inspection: Inspection) -> Section:
     rows = [
-        (COST_NAMES.get(r.cost, r.cost), cost_text(r.cost, r.now), cost_text(r.cost, r.least), _share(r.fraction))
+        (COST_NAMES.get(r.cost, r.cost), cost_text(r.cost, r.now), cost_text(r.cost, r.least), share(r.fraction))
         for r in inspection.reductions
     ]
     title = "Largest possible reduction, when every group keeps as few units as it may"
