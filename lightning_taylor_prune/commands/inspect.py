@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from lightning_taylor_prune.commands.targets import add_target_arguments, build_target
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Inspect the network, and print what was found."""
+    write = None if arguments.html is None else _page_writer()
     with contextlib.redirect_stdout(sys.stderr):  # what the network's own code prints is no part of the result
         target = build_target(arguments)
         found = inspect(
@@ -44,15 +46,19 @@ def run(arguments: argparse.Namespace) -> None:
             max_pruning_ratio=arguments.max_pruning_ratio,
             rewrite_hard_coded=arguments.rewrite_hard_coded,
         )
-    if arguments.html is not None:
-        from lightning_taylor_prune.report.inspection_page import write_inspection
-
-        write_inspection(found, arguments.html)
-        print(f"Wrote {arguments.html}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(found.as_dict(), indent=2))
     else:
         show(found)
+    if write is not None:
+        print(f"Drawing: {write(found, arguments.html)}", file=sys.stderr)
+
+
+def _page_writer() -> Callable[[Inspection, Path], Path]:
+    """Return what writes the page; a library that is missing for it is told before the analysis, not after."""
+    from lightning_taylor_prune.report.inspection_page import write_inspection
+
+    return write_inspection
 
 
 def show(found: Inspection) -> None:

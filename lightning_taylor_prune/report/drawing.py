@@ -124,9 +124,12 @@ class _Drawer:
         roots = max(lines, key=lambda line: (self._removable(line), len(line)))
         now = roots[self._groups.kept[roots]]
         units = self._groups.units_of(now)
-        owners = np.where(units >= 0, np.searchsorted(self._first_units, units, side="right") - 1, NO_GROUP)
-        reasons = [self._locked.get(root, "") if owner < 0 else "" for root, owner in zip(now, owners, strict=True)]
-        return _merged(zip(owners.tolist(), reasons, strict=True))
+        owners = np.searchsorted(self._first_units, units, side="right") - 1
+        roots_outside, places = np.unique(now[units < 0], return_inverse=True)
+        reasons = list(dict.fromkeys(["", *(self._locked.get(int(root), "") for root in roots_outside)]))
+        codes = np.array([reasons.index(self._locked.get(int(root), "")) for root in roots_outside], dtype=np.int64)
+        owners[units < 0] = -1 - codes[places]
+        return _runs(owners, reasons)
 
     def _removable(self, roots: Field) -> bool:
         """Whether some of the roots are units: of heads and positions, heads are what can be removed."""
@@ -142,15 +145,14 @@ class _Drawer:
         return np.moveaxis(roots, longest, -1).reshape(-1, roots.shape[longest])[0] if roots.ndim else roots.ravel()
 
 
-def _merged(channels: Any) -> tuple[Part, ...]:
-    """Count neighbours that are alike."""
-    parts: list[Part] = []
-    for owner, reason in channels:
-        if parts and (parts[-1].group, parts[-1].reason) == (owner, reason):
-            parts[-1] = replace(parts[-1], channels=parts[-1].channels + 1)
-        else:
-            parts.append(Part(owner, 1, reason))
-    return tuple(parts)
+def _runs(owners: Field, reasons: Sequence[str]) -> tuple[Part, ...]:
+    """Count neighbours that are alike; a negative owner is -1 less the number of the reason why there is none."""
+    starts = np.flatnonzero(np.diff(owners, prepend=np.iinfo(np.int64).min))
+    lengths = np.diff(starts, append=len(owners))
+    return tuple(
+        Part(owner, length) if owner >= 0 else Part(NO_GROUP, length, reasons[-1 - owner])
+        for owner, length in zip(owners[starts].tolist(), lengths.tolist(), strict=True)
+    )
 
 
 def _operator(node: Node) -> str:

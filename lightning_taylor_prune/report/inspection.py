@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import nn
@@ -19,11 +19,20 @@ from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.pruning.constraints import COSTS, Constraints, check_bool
 from lightning_taylor_prune.pruning.prune import refuse_wrappers
 from lightning_taylor_prune.pruning.select import excluded_groups
+from lightning_taylor_prune.tracing.call import batch_size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Measure = Callable[[ChannelGroups], float]
+
+
+class Latency(Protocol):
+    """Tells how long networks take that have lost channels, without building them."""
+
+    def latency(self, groups: ChannelGroups) -> float:
+        """Return the time of one call in milliseconds."""
+
 
 _PLACE = re.compile(r"(?P<place>[^\s,()]+:\d+)\)")
 """File and line as the reasons of locks hold them."""
@@ -34,8 +43,8 @@ class Reduction:
     """How far one cost can fall.
 
     Attributes:
-        cost: ``"params"``, ``"macs"`` (of the example, batch included), ``"filters"``, ``"memory"`` (bytes of
-            parameters and buffers), ``"latency"`` ...
+        cost: ``"params"``, ``"macs"`` (per example), ``"filters"``, ``"memory"`` (bytes of parameters and buffers),
+            ``"latency"`` (milliseconds of one call) ...
         now: What the network costs.
         least: What it would cost if every group kept as few units as it may.
     """
@@ -155,7 +164,7 @@ def inspect(
     min_channels: int = 1,
     max_pruning_ratio: float = 1.0,
     rewrite_hard_coded: bool = False,
-    latency: Measure | None = None,
+    latency: Latency | None = None,
 ) -> Inspection:
     """Say what can be removed from a network, before anything is: the network is unchanged.
 
@@ -167,7 +176,7 @@ def inspect(
         min_channels: Units that every group would keep at least.
         max_pruning_ratio: Largest fraction of a group's units that would be removed.
         rewrite_hard_coded: As in :func:`~lightning_taylor_prune.groups.find.find_groups`.
-        latency: Gives the latency of the network that some groups describe; it becomes the cost ``"latency"``.
+        latency: Tells the latency of smaller networks (a table of measured times); it becomes the cost ``"latency"``.
 
     Raises:
         ArgumentError: An argument cannot be used.
@@ -198,10 +207,15 @@ def inspect(
     )
 
 
-def _measures(latency: Measure | None) -> dict[str, Measure]:
+def _measures(latency: Latency | None) -> dict[str, Measure]:
     """Return how every cost is measured, by name."""
-    measures: dict[str, Measure] = {**COSTS, "memory": memory_bytes}
-    return measures if latency is None else {**measures, "latency": latency}
+    measures: dict[str, Measure] = {**COSTS, "macs": macs_per_example, "memory": memory_bytes}
+    return measures if latency is None else {**measures, "latency": latency.latency}
+
+
+def macs_per_example(groups: ChannelGroups) -> float:
+    """Return MACs per example, as the history and the loggers have them."""
+    return groups.macs / batch_size(groups.calls[0])
 
 
 def memory_bytes(groups: ChannelGroups) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_taylor_prune.report.layers import aligned, some
-from lightning_taylor_prune.report.words import number, percent, plural, short
+from lightning_taylor_prune.report.words import milliseconds, number, percent, plural, short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -87,7 +87,7 @@ def cost_text(cost: str, value: float) -> str:
     writers: dict[str, Callable[[float], str]] = {
         "memory": bytes_text,
         "activation_memory": bytes_text,
-        "latency": lambda seconds: f"{number(1000 * seconds, 3)} ms",
+        "latency": milliseconds,
         "macs": short,
     }
     return writers.get(cost, number)(value)

@@ -143,3 +143,17 @@ def test_module_of_the_present_folder_in_a_process_of_its_own(tmp_path: Path) ->
         command, shell=True, cwd=tmp_path, env={"PYTHONPATH": root}, capture_output=True, text=True, timeout=300
     )
     assert done.stdout == "Sequential, 15 parameters: nothing can be removed.\n" and "Error" not in done.stderr
+
+
+def test_page_is_written_beside_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*SMALL, "--html", str(tmp_path / "groups.html"), "--json"])
+    assert json.loads(capsys.readouterr().out)["units"] == 8
+    assert "<svg" in (tmp_path / "groups.html").read_text(encoding="utf-8")
+
+
+def test_tables_are_not_lost_where_the_page_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"error: .*Is a directory"):
+        main([*SMALL, "--html", str(tmp_path)])
+    assert "parameters" in capsys.readouterr().out

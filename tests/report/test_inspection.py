@@ -15,6 +15,8 @@ from lightning_taylor_prune.groups.groups import ChannelGroups
 from tests.networks import NETWORKS
 from tests.oracles import differences, state_of
 
+BATCH = 2  # of all examples
+
 SOME = ("conv_bn", "residual", "squeeze_excite", "flatten_to_linear", "attention_single_head")
 
 
@@ -34,7 +36,7 @@ def test_least_costs_are_those_of_the_network_cut_so_far(name: str) -> None:
     removed = {group.name: range(group.least_units, group.units) for group in found.groups}
     prune_(model, found.channel_groups.plan(removed))
     cost = measure_cost(model, NETWORKS[name].example())
-    measured = {"params": cost.params, "macs": cost.macs, "memory": bytes_of(model)}
+    measured = {"params": cost.params, "macs": cost.macs / BATCH, "memory": bytes_of(model)}
     assert {cost: found[cost].least for cost in measured} == measured
 
 
@@ -45,7 +47,7 @@ def test_unit_saves_what_its_cut_saves(name: str) -> None:
         cut = copy.deepcopy(model)
         prune_(cut, found.channel_groups.plan({group.name: [group.units - 1]}))
         before, after = (measure_cost(network, NETWORKS[name].example()) for network in (model, cut))
-        saved = {"params": before.params - after.params, "macs": before.macs - after.macs}
+        saved = {"params": before.params - after.params, "macs": (before.macs - after.macs) / BATCH}
         saved["memory"] = bytes_of(model) - bytes_of(cut)
         assert {cost: group.saved[cost] for cost in saved} == saved
 
@@ -85,11 +87,12 @@ def test_constraints(arguments: dict[str, object], least: list[int]) -> None:
 
 
 def test_latency_becomes_a_cost() -> None:
-    def latency(groups: ChannelGroups) -> float:
-        return 0.001 * groups.num_units
+    class Table:
+        def latency(self, groups: ChannelGroups) -> float:
+            return 0.5 * groups.num_units
 
-    _, found = inspected("conv_bn", latency=latency)
-    assert found["latency"].now == pytest.approx(0.024) and found.groups[0].saved["latency"] == pytest.approx(0.001)
+    _, found = inspected("conv_bn", latency=Table())
+    assert (found["latency"].now, found["latency"].least, found.groups[0].saved["latency"]) == (12, 1, 0.5)
 
 
 def test_everything_is_plain_data_for_json() -> None:

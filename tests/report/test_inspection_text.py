@@ -43,7 +43,7 @@ def test_nearly_all_is_not_all(found: Inspection) -> None:
     ("cost", "value", "text"),
     [
         ("memory", 46_758_048, "44.59 MB"),
-        ("latency", 0.00123, "1.230 ms"),
+        ("latency", 1.234, "1.23 ms"),
         ("macs", 1_814_073_344, "1.81 G"),
         ("a new one", 1234, "1,234"),
     ],
