@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -25,8 +25,9 @@ def evaluate(model: nn.Module, data: Iterable[Any], metric: Metric) -> float:
 
     Args:
         model: The network.
-        data: Pairs of inputs (a tensor, or a tuple of positional arguments) and targets; tensors are moved to the
-            network's device. A loader that shuffles by torch's random generator draws the same order every time.
+        data: Pairs of inputs (a tensor, a tuple of positional or a dict of keyword arguments) and targets; tensors are
+            moved to the network's device. A loader that shuffles by torch's random generator draws the same order
+            every time.
         metric: A function of outputs and targets, whose mean over all examples counts, or a ``torchmetrics.Metric``.
 
     Raises:
@@ -40,8 +41,14 @@ def evaluate(model: nn.Module, data: Iterable[Any], metric: Metric) -> float:
         torch.manual_seed(0)
         for batch in data:
             inputs, targets = _moved(_pair(batch), device)
-            total.add(model(*inputs) if isinstance(inputs, tuple) else model(inputs), targets)
+            total.add(_outputs(model, inputs), targets)
     return total.value()
+
+
+def _outputs(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:

@@ -100,8 +100,8 @@ def sensitivity(
     Args:
         model: The network.
         groups: Its groups as it is now.
-        data: Pairs of inputs (a tensor, or a tuple of positional arguments) and targets, such as a DataLoader; read
-            once for every measurement.
+        data: Pairs of inputs (a tensor, a tuple of positional or a dict of keyword arguments) and targets, such as a
+            DataLoader; read once for every measurement.
         metric: ``metric(outputs, targets)`` gives a number for a batch, of which the mean over all examples counts;
             or a ``torchmetrics.Metric``.
         ratios: Shares of each group's units, in (0, 1).
