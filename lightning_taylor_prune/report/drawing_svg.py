@@ -58,9 +58,9 @@ def svg(rows: Sequence[Row], looks: Sequence[Look], label: str) -> str:
     """
     lanes = lanes_of(rows)
     spine = MARGIN + 6 + LANE * (1 + max((lane.place for lane in lanes), default=-1))
-    width = spine + 18 + max(BAR + 130, math.ceil(LETTER * NAME_LETTERS))
-    height = ROW * len(rows) + MARGIN
     scale = _scale(rows)
+    width = math.ceil(max(spine + 18 + LETTER * NAME_LETTERS, *(_right_end(row, spine, scale) for row in rows)))
+    height = ROW * len(rows) + MARGIN
     body = [
         *(_lane(lane, spine) for lane in lanes),
         *(_chain(number, spine) for number, row in enumerate(rows) if number and number - 1 in row.inputs),
@@ -123,6 +123,11 @@ def _length(box: Box) -> float:
 def _scale(rows: Sequence[Row]) -> float:
     longest = max((sum(_length(box) for box in row.boxes) for row in rows), default=0.0)
     return BAR / longest if longest else 1.0
+
+
+def _right_end(row: Row, spine: float, scale: float) -> float:
+    """Return where the words behind a row's bars end."""
+    return spine + 24 + sum(_length(box) for box in row.boxes) * scale + LETTER * len(_words(row))
 
 
 def _bars(boxes: Sequence[Box], looks: Sequence[Look], x: float, y: float, scale: float) -> tuple[str, float]:

@@ -78,3 +78,11 @@ def test_neighbours_differ_in_colour() -> None:
     looks = looks_of(single_rows(boxes), [str(g) for g in range(COLOURS + 2)])
     assert all(look.colour != looks[0].colour for look in looks[1:COLOURS])
     assert [look.name for look in looks] == [str(g) for g in range(COLOURS + 2)]
+
+
+def test_long_words_widen_the_drawing() -> None:
+    def width(kind: str) -> float:
+        row = single_rows([Box("a", kind, (Part(NO_GROUP, 4),), ())])
+        return float(ElementTree.fromstring(svg(row, (), "")).get("width", ""))
+
+    assert width("conv " * 12) > width("conv")
