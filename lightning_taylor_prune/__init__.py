@@ -22,8 +22,8 @@ from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.pruning.prune import prune_
 from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.select import select
-from lightning_taylor_prune.recovery import DistillationLoss, Teacher
 from lightning_taylor_prune.pruning.sensitivity import Sensitivities, sensitivity
+from lightning_taylor_prune.recovery import DistillationLoss, Teacher
 from lightning_taylor_prune.report.inspection import Inspection, inspect
 
 __version__ = "0.1.0"
