@@ -64,7 +64,6 @@ KINDS: Mapping[str, str] = {
     "sub": "subtract",
     "scaled_dot_product_attention": "attention",
     "bmm": "matmul",
-    "_trilinear": "bilinear",
 }
 """What operators are called; others have their own names."""
 
