@@ -22,7 +22,9 @@ from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.pruning.prune import prune_
 from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.select import select
+from lightning_taylor_prune.pruning.sensitivity import Sensitivities, sensitivity
 from lightning_taylor_prune.recovery import DistillationLoss, Teacher
+from lightning_taylor_prune.report.inspection import Inspection, inspect
 
 __version__ = "0.1.0"
 
@@ -34,6 +36,7 @@ __all__ = [
     "Criterion",
     "Cut",
     "DistillationLoss",
+    "Inspection",
     "PlanError",
     "PruneOutcome",
     "Pruner",
@@ -41,12 +44,14 @@ __all__ = [
     "PruningPlan",
     "PruningWarning",
     "Recovery",
+    "Sensitivities",
     "TaylorPruningCallback",
     "Teacher",
     "TraceError",
     "VerificationError",
     "find_groups",
     "fit_checkpoint_",
+    "inspect",
     "load_pruned",
     "loading_pruned",
     "make_loadable",
@@ -57,4 +62,5 @@ __all__ = [
     "register_module_update",
     "register_rule",
     "select",
+    "sensitivity",
 ]

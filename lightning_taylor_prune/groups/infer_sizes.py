@@ -13,7 +13,7 @@ from typing import NamedTuple
 from lightning_taylor_prune.groups.call_places import CallPlace
 from lightning_taylor_prune.groups.changes import SizeRule, proportional
 from lightning_taylor_prune.groups.divergence import Divergence
-from lightning_taylor_prune.groups.shapes import ArgumentRef, TensorRef, TracedSize
+from lightning_taylor_prune.groups.shapes import ArgumentRef, TensorRef, TracedSize, is_multiple
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.groups.trial import Trial
 from lightning_taylor_prune.labels.places import AxisRef
@@ -136,7 +136,7 @@ def _candidates(trial: Trial, stuck: Divergence, chosen: Sequence[SizeRule]) -> 
 
 
 def _in_proportion(value: int, original: int, now: int) -> bool:
-    related = value != original and (value % original == 0 or original % value == 0)
+    related = value != original and (is_multiple(value, original) or is_multiple(original, value))
     return related and proportional(value, now, original) is not None
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from lightning_taylor_prune.groups.call_places import CallPlace
 from lightning_taylor_prune.groups.divergence import Divergence
 from lightning_taylor_prune.groups.infer_sizes import changed_sizes, counted_axes
+from lightning_taylor_prune.groups.shapes import is_multiple
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.groups.trial import Trial
 from lightning_taylor_prune.labels.places import AxisRef, Tie
@@ -32,7 +33,8 @@ def find_ties(trial: Trial, divergence: Divergence) -> Iterator[tuple[Tie, ...]]
         Tie(axis, other)
         for axis in own
         for other in others
-        if structure.size(axis, None) % structure.size(other, None) == 0 and _labels_differ(structure, axis, other)
+        if is_multiple(structure.size(axis, None), structure.size(other, None))
+        and _labels_differ(structure, axis, other)
     ]
     ranked = sorted(pairs, key=lambda tie: structure.size(tie.follows, counts) not in divergence.numbers)
     for tie in ranked:
@@ -81,6 +83,6 @@ def _alike_ties(trial: Trial, divergence: Divergence, tie: Tie) -> Iterator[Tie]
         if (
             isinstance(axis, AxisRef)
             and isinstance(follows, AxisRef)
-            and structure.size(axis, None) % structure.size(follows, None) == 0
+            and is_multiple(structure.size(axis, None), structure.size(follows, None))
         ):
             yield Tie(axis, follows)

@@ -69,6 +69,16 @@ SizeRef = TracedSize | TensorRef
 """A size in the network."""
 
 
+def is_multiple(size: int, of: int) -> bool:
+    """Whether a size is a whole number of times another; a size of 0 (a detector that finds nothing) has no multiples.
+
+    Example:
+        >>> is_multiple(12, 4), is_multiple(12, 5), is_multiple(12, 0)
+        (True, False, False)
+    """
+    return of != 0 and size % of == 0
+
+
 def varying_line(roots: Field) -> tuple[int, Field] | None:
     """Return the only axis along which the roots of a field vary, and the roots along it; else ``None``."""
     axes = [a for a in axes_of(roots) if (roots != first_along(roots, a)).any()]

@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lightning_taylor_prune.errors import missing_package
 from lightning_taylor_prune.report import comparison, words
 from lightning_taylor_prune.report.class_figures import accuracy_figure, confusion_figure, difference_figure
 from lightning_taylor_prune.report.classes import (
@@ -24,11 +23,7 @@ from lightning_taylor_prune.report.figures import filters_figure, progress_figur
 from lightning_taylor_prune.report.pictures import Picture, picture
 from lightning_taylor_prune.report.results import Progress, Results
 from lightning_taylor_prune.report.scores import GroupLoss, group_losses, why
-
-try:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-except ImportError as error:
-    raise missing_package("The page of a report needs", "jinja2", "lightning-taylor-prune[report]") from error
+from lightning_taylor_prune.report.templating import render_template
 
 SHOWN = 20
 """Classes and groups of filters that are drawn and listed where there are too many for all."""
@@ -65,15 +60,7 @@ def write_report(results: Results, folder: Path | str) -> Path:
 
 def render(results: Results, parts: dict[str, Any]) -> str:
     """Lay out the page; names and notes are escaped."""
-    environment = Environment(
-        loader=PackageLoader("lightning_taylor_prune.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(words=words, why=why, shown=shown)
-    return environment.get_template("report.html").render(results=results, **parts)
+    return render_template("report.html", why=why, shown=shown, results=results, **parts)
 
 
 def _parts(results: Results) -> dict[str, Any]:
