@@ -1,0 +1,32 @@
+"""A progress bar while operators are measured."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+_TEXT = "Measuring operators"
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, show: bool) -> Iterator[Callable[[], None]]:
+    """Show a bar within a block, by Rich, else by tqdm, which Lightning needs; hand out a function that moves it on.
+
+    Args:
+        total: Steps until the end.
+        show: Show anything at all.
+    """
+    if not show:
+        yield lambda: None
+        return
+    try:
+        from rich.progress import Progress
+    except ImportError:
+        from tqdm.auto import tqdm
+
+        with tqdm(total=total, desc=_TEXT) as plain:
+            yield lambda: plain.update() and None
+        return
+    with Progress(transient=True) as bar:
+        task = bar.add_task(_TEXT, total=total)
+        yield lambda: bar.advance(task)
