@@ -30,6 +30,7 @@ class Conditions:
 
     Attributes:
         device: Name of the device.
+        device_type: Its type: ``"cpu"``, say.
         torch_version: Version of torch.
         num_threads: Threads on the CPU.
         dtype: Type that the network was given; ``None``: as it was traced.
@@ -37,6 +38,7 @@ class Conditions:
     """
 
     device: str
+    device_type: str
     torch_version: str
     num_threads: int
     dtype: str | None
@@ -46,7 +48,7 @@ class Conditions:
     def of(device: torch.device, layout: Layout, num_threads: int) -> Conditions:
         """Describe this machine."""
         dtype = None if layout.dtype is None else str(layout.dtype).removeprefix("torch.")
-        return Conditions(device_name(device), torch.__version__, num_threads, dtype, layout.channels_last)
+        return Conditions(device_name(device), device.type, torch.__version__, num_threads, dtype, layout.channels_last)
 
     @property
     def layout(self) -> Layout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 
-from lightning_taylor_prune.latency.operators import Operator
+from lightning_taylor_prune.latency.program import Part
 from lightning_taylor_prune.latency.steps import Units, coarse, is_plane, step_of
 
 Times = Mapping[Units, float]
@@ -31,21 +31,21 @@ def interpolate(knots: Sequence[tuple[float, float]], x: float) -> float:
     return y if x >= x0 else max(y, y0 * x / x0)
 
 
-def time_of(operator: Operator, times: Times) -> TimeOf:
+def time_of(part: Part, times: Times) -> TimeOf:
     """Return the function from numbers of units to seconds that goes through all measured times.
 
     Args:
-        operator: The operator.
+        part: An operator, or the memory of all results.
         times: What was measured, at least with all units.
     """
-    if operator.is_view or not operator.full:
-        return lambda units: times[operator.full]
-    if is_plane(operator):
-        return _Plane(operator, times)
-    if len(operator.full) > 1:
-        work = sorted({operator.work(units): seconds for units, seconds in times.items()}.items())
-        return lambda units: times[units] if units in times else interpolate(work, operator.work(units))
-    line = _Line({units[0]: seconds for units, seconds in times.items()}, operator.multiples[0], operator.degree)
+    if part.is_view or not part.full:
+        return lambda units: times[part.full]
+    if is_plane(part):
+        return _Plane(part, times)
+    if len(part.full) > 1:
+        work = sorted({part.work(units): seconds for units, seconds in times.items()}.items())
+        return lambda units: times[units] if units in times else interpolate(work, part.work(units))
+    line = _Line({units[0]: seconds for units, seconds in times.items()}, part.multiples[0], part.degree)
     return lambda units: line(units[0])
 
 
@@ -67,13 +67,13 @@ class _Line:
 class _Plane:
     """Times on two axes: a coarse grid, times what single sizes on either axis take longer than it says."""
 
-    def __init__(self, operator: Operator, times: Times) -> None:
-        self._times, full = times, operator.full
+    def __init__(self, part: Part, times: Times) -> None:
+        self._times, full = times, part.full
         on_axes = [{u[i]: t for u, t in times.items() if u[1 - i] == full[1 - i]} for i in (0, 1)]
-        self._lines = [_Line(on, m) for on, m in zip(on_axes, operator.multiples, strict=True)]
+        self._lines = [_Line(on, m) for on, m in zip(on_axes, part.multiples, strict=True)]
         self._axes = [
             sorted(units for units in coarse(size, m) if units in on)
-            for size, m, on in zip(full, operator.multiples, on_axes, strict=True)
+            for size, m, on in zip(full, part.multiples, on_axes, strict=True)
         ]
         self._full = times[full]
 

@@ -102,11 +102,12 @@ def is_view(node: Node, values: Mapping[Node, Any]) -> bool:
     if changes_operands(node.target):
         return False
     results = [r for r in (result if isinstance(result, (list, tuple)) else [result]) if isinstance(r, Tensor)]
-    memory = {_storage(values[n]) for n in node.all_input_nodes if isinstance(values[n], Tensor)}
-    return bool(results) and all(_storage(r) in memory for r in results)
+    memory = {storage_of(values[n]) for n in node.all_input_nodes if isinstance(values[n], Tensor)}
+    return bool(results) and all(storage_of(r) in memory for r in results)
 
 
-def _storage(tensor: Tensor) -> Any:
+def storage_of(tensor: Tensor) -> Any:
+    """Return a key for the memory that a tensor lies in, equal for all its views."""
     memory = memory_of(tensor)
     return memory[0] if isinstance(memory, tuple) else memory
 

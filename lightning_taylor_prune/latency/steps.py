@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from itertools import product
 
-from lightning_taylor_prune.latency.operators import Operator
+from lightning_taylor_prune.latency.program import Part
 
 Units = tuple[int, ...]
 """Numbers of units on which an operator's shapes depend."""
@@ -15,7 +15,7 @@ STEPS = (32, 16, 8, 4, 1)
 """Numbers of channels that kernels take at once, the largest first: times are compared among multiples of the same."""
 
 COARSE = (1.0, 0.5, 0.25)
-"""Parts of an unpruned axis at which all combinations are measured."""
+"""Shares of an unpruned axis at which all combinations are measured."""
 
 
 def step_of(channels: int) -> int:
@@ -28,27 +28,28 @@ def step_of(channels: int) -> int:
     return next(step for step in STEPS if channels % step == 0)
 
 
-def stages(operator: Operator) -> Iterator[list[Units]]:
+def stages(part: Part) -> Iterator[list[Units]]:
     """Yield where an operator is to be measured, in stages, each finer than the one before; the first is unpruned."""
-    full = operator.full
+    full = part.full
     yield [full]
-    if operator.is_view or not full:
+    if part.is_view or not full:
         return
-    if not is_plane(operator) and len(full) > 1:
-        yield [_scaled(full, part) for part in COARSE[1:]]
-        yield [_scaled(full, part) for part in (0.75, 0.125)]
+    if not is_plane(part) and len(full) > 1:
+        yield [_scaled(full, share) for share in COARSE[1:]]
+        yield [_scaled(full, share) for share in (0.75, 0.125)]
+        yield [_scaled(full, share) for share in (0.875, 0.625, 0.375)]
         return
-    axes = [coarse(units, multiple) for units, multiple in zip(full, operator.multiples, strict=True)]
+    axes = [coarse(units, multiple) for units, multiple in zip(full, part.multiples, strict=True)]
     yield [_replaced(full, i, axis[k]) for k in (1, 2) for i, axis in enumerate(axes) if k < len(axis)]
-    yield list(_lines(operator, (1,), COARSE))
+    yield list(_lines(part, (1,), COARSE))
     yield list(product(*axes))
-    yield list(_lines(operator, STEPS[1:-1], COARSE[:2]))
-    yield list(_lines(operator, (32, 1), (0.75, 0.125)))
+    yield list(_lines(part, STEPS[1:-1], COARSE[:2]))
+    yield list(_lines(part, (32, 1), (0.75, 0.125)))
 
 
-def is_plane(operator: Operator) -> bool:
+def is_plane(part: Part) -> bool:
     """Whether an operator reads some channels and writes others, so that all combinations must be measured."""
-    return operator.contracts and len(operator.full) == 2
+    return part.contracts and len(part.full) == 2
 
 
 def coarse(full: int, multiple: int) -> list[int]:
@@ -63,21 +64,21 @@ def coarse(full: int, multiple: int) -> list[int]:
         ([512, 256, 128], [72, 32, 16], [12, 6, 3])
     """
     found = {full: None}
-    for part in COARSE[1:]:
-        target = full * part
+    for share in COARSE[1:]:
+        target = full * share
         step = next(s for s in STEPS if s <= max(target * multiple / 2, 1))
         units = step // math.gcd(step, multiple)
         found[max(round(target / units), 1) * units] = None
     return [units for units in found if units <= full]
 
 
-def _lines(operator: Operator, steps: tuple[int, ...], parts: tuple[float, ...]) -> Iterator[Units]:
+def _lines(part: Part, steps: tuple[int, ...], shares: tuple[float, ...]) -> Iterator[Units]:
     """Yield where all axes but one are unpruned, and the number of channels on that one has a given step."""
-    for axis, (full, multiple) in enumerate(zip(operator.full, operator.multiples, strict=True)):
-        for part, step in product(parts, steps):
-            units = _with_step(full * part, multiple, step)
+    for axis, (full, multiple) in enumerate(zip(part.full, part.multiples, strict=True)):
+        for share, step in product(shares, steps):
+            units = _with_step(full * share, multiple, step)
             if units is not None:
-                yield _replaced(operator.full, axis, units)
+                yield _replaced(part.full, axis, units)
 
 
 def _with_step(target: float, multiple: int, step: int) -> int | None:
@@ -91,5 +92,5 @@ def _replaced(full: Units, axis: int, units: int) -> Units:
     return (*full[:axis], units, *full[axis + 1 :])
 
 
-def _scaled(full: Units, part: float) -> Units:
-    return tuple(max(round(units * part), 1) for units in full)
+def _scaled(full: Units, share: float) -> Units:
+    return tuple(max(round(units * share), 1) for units in full)

@@ -19,10 +19,10 @@ from lightning_taylor_prune.latency import cache
 from lightning_taylor_prune.latency.cache import Conditions, Measured, cache_folder
 from lightning_taylor_prune.latency.curves import TimeOf, time_of
 from lightning_taylor_prune.latency.measuring import Campaign
-from lightning_taylor_prune.latency.operators import Operator, Program
+from lightning_taylor_prune.latency.program import Part, Program
 from lightning_taylor_prune.latency.replay import Layout
 from lightning_taylor_prune.latency.steps import Units
-from lightning_taylor_prune.latency.timing import Stopwatch, TimeOperator
+from lightning_taylor_prune.latency.timing import Stopwatch, TimePart
 from lightning_taylor_prune.latency.widths import best_multiples, milliseconds_per_unit
 
 
@@ -66,7 +66,7 @@ class LatencyTable:
         max_seconds: float = 120,
         cache_dir: str | PathLike[str] | bool | None = None,
         progress: bool = True,
-        time_operator: TimeOperator | None = None,
+        time_part: TimePart | None = None,
     ) -> LatencyTable:
         """Measure the operators of a network; what is in the cache is not measured again.
 
@@ -83,7 +83,7 @@ class LatencyTable:
             cache_dir: Folder of the cache; by default ``lightning_taylor_prune`` in ``$XDG_CACHE_HOME`` or
                 ``~/.cache``. ``False``: no cache.
             progress: Show a progress bar.
-            time_operator: What times an operator; by default :class:`~lightning_taylor_prune.latency.timing.Stopwatch`.
+            time_part: What times an operator; by default :class:`~lightning_taylor_prune.latency.timing.Stopwatch`.
 
         Raises:
             ArgumentError: An argument cannot be used.
@@ -96,7 +96,7 @@ class LatencyTable:
         path = None if cache_dir is False else _folder(cache_dir) / conditions.file_name
         table = cls(conditions, {} if path is None else _cached(path, conditions))
         campaign = Campaign(
-            table.program(groups), table.times, time_operator or Stopwatch(place, threads), table._writer(path)
+            table.program(groups), table.times, time_part or Stopwatch(place, threads), table._writer(path)
         )
         campaign.run(max_seconds, progress)
         if failed := campaign.failed:
@@ -156,8 +156,8 @@ class LatencyTable:
         program = self.program(groups)
         units = program.sizes.units(groups.structure.counts(groups.kept))
         return 1e3 * sum(
-            calls * self.seconds(operator, tuple(units[number] for number in numbers))
-            for operator, numbers, calls in program.operators
+            calls * self.seconds(part, tuple(units[number] for number in numbers))
+            for part, numbers, calls in program.parts
         )
 
     def unit_latency(self, groups: ChannelGroups) -> Tensor:
@@ -180,31 +180,32 @@ class LatencyTable:
         """Return the operators that the network runs, in this table's dtype and memory format."""
         found = self._programs.get(groups.structure)
         if found is None:
-            found = self._programs[groups.structure] = Program.of(groups, self.conditions.layout)
+            on_cpu = self.conditions.device_type == "cpu"
+            found = self._programs[groups.structure] = Program.of(groups, self.conditions.layout, on_cpu)
         return found
 
-    def seconds(self, operator: Operator, units: Units) -> float:
+    def seconds(self, part: Part, units: Units) -> float:
         """Return the time of one operator at given numbers of units.
 
         Raises:
             ArgumentError: It was not measured.
         """
-        key = operator.key, units
+        key = part.key, units
         if key not in self._seconds:
-            if operator.key not in self._functions:
-                self._functions[operator.key] = self._time_of(operator)
-            self._seconds[key] = self._functions[operator.key](units)
+            if part.key not in self._functions:
+                self._functions[part.key] = self._time_of(part)
+            self._seconds[key] = self._functions[part.key](units)
         return self._seconds[key]
 
-    def _time_of(self, operator: Operator) -> TimeOf:
-        times = self.times.get(operator.key, {})
-        if operator.full not in times:
+    def _time_of(self, part: Part) -> TimeOf:
+        times = self.times.get(part.key, {})
+        if part.full not in times:
             raise ArgumentError(
-                f"The latency table has no times of operator {operator.key}: it was measured on another network, input "
+                f"The latency table has no times of operator {part.key}: it was measured on another network, input "
                 "shape or batch size. Measure with the groups of this one."
             )
         known = {units: seconds for units, seconds in times.items() if seconds is not None}
-        return time_of(operator, known) if operator.full in known else lambda units: 0.0
+        return time_of(part, known) if part.full in known else lambda units: 0.0
 
     def _writer(self, path: Path | None) -> Callable[[], None]:
         """Return what writes the table to the cache."""

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from torch.fx.node import map_aggregate
 
+from lightning_taylor_prune.latency.memory import Memory
 from lightning_taylor_prune.latency.operators import Operand, Operator
+from lightning_taylor_prune.latency.program import Part
 from lightning_taylor_prune.latency.replay import autocast, changes_operands
 from lightning_taylor_prune.latency.sizes import at
 from lightning_taylor_prune.latency.steps import Units
 
-TimeOperator = Callable[[Operator, Units], float | None]
-"""From an operator and numbers of units to seconds; ``None`` where it cannot run at these."""
+TimePart = Callable[[Part, Units], float | None]
+"""From an operator, or the memory for all results, at numbers of units to seconds; ``None`` where it cannot run."""
 
 
 _COLD_BYTES = 64 * 2**20
@@ -42,12 +44,12 @@ class Stopwatch:
         self._device, self._threads, self._min_run_time = device, num_threads, min_run_time
         self._memory: dict[torch.dtype, Tensor] = {}
 
-    def __call__(self, operator: Operator, units: Units) -> float | None:
-        """Return the median time in seconds, ``None`` where the operator cannot run with so many units."""
+    def __call__(self, part: Part, units: Units) -> float | None:
+        """Return the median time in seconds, ``None`` where an operator cannot run with so many units."""
         from torch.utils.benchmark import Timer  # to import it takes a third of a second
 
-        with torch.inference_mode(), autocast(operator.autocast):
-            calls = self._calls(operator, units)
+        with torch.inference_mode(), autocast(part.autocast):
+            calls = [part.call(units)] if isinstance(part, Memory) else self._calls(part, units)
             if calls is None:
                 return None
             timer = Timer("next(calls)()", globals={"calls": cycle(calls)}, num_threads=self._threads)
@@ -57,17 +59,17 @@ class Stopwatch:
                 return min(float(measured.median), float(again.median))
             return float(measured.median)
 
-    def _calls(self, operator: Operator, units: Units) -> list[Callable[[], Any]] | None:
+    def _calls(self, part: Operator, units: Units) -> list[Callable[[], Any]] | None:
         """Return the operator with several weights, or ``None`` if it fails or gives other shapes than predicted."""
-        weights = sum(o.nbytes(units) for o in operator.operands if o.static)
+        weights = sum(o.nbytes(units) for o in part.operands if o.static)
         copies = min(math.ceil(_COLD_BYTES / weights), _MOST_COPIES) if weights else 1
-        makers = Operands(operator, units, self._device, self._memory)
+        makers = Operands(part, units, self._device, self._memory)
         try:
-            calls = [partial(operator.target, *args, **kwargs) for args, kwargs in makers.arguments(copies)]
+            calls: list[Callable[[], Any]] = [partial(part.target, *a, **k) for a, k in makers.arguments(copies)]
             results = calls[0]()
         except Exception:  # integers among its arguments need another size, there is no kernel, or no memory
             return None
-        fits = all(map(partial(_fits, units), operator.results, _shapes(results)))
+        fits = all(map(partial(_fits, units), part.results, _shapes(results)))
         return calls if fits else None
 
 
@@ -127,7 +129,7 @@ class Operands:
         return operand.view(piece.view(sizes), self._units)
 
     def _activation(self, operand: Operand) -> Tensor:
-        """Return any other operand; what is changed in place again and again is all ones, so that it does not vanish."""
+        """Return any other operand: all ones if it is changed in place again and again, so that it does not vanish."""
         sizes = operand.sizes_in_memory(self._units)
         if not operand.dtype.is_floating_point:
             tensor = torch.zeros(sizes, dtype=operand.dtype, device=self._device)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lightning_taylor_prune.groups.group import ChannelGroup
 from lightning_taylor_prune.groups.groups import ChannelGroups
-from lightning_taylor_prune.latency.operators import Operator, Program
+from lightning_taylor_prune.latency.program import Part, Program
 from lightning_taylor_prune.latency.steps import STEPS, Units
 
-Seconds = Callable[[Operator, Units], float]
+Seconds = Callable[[Part, Units], float]
 
 _TRIED = 64
 """Numbers of units at which multiples are compared."""
@@ -31,14 +31,14 @@ class _Widths:
         self._seconds = seconds
         self._now = program.sizes.units(groups.structure.counts(groups.kept))
         self._at = dict(_numbers_of_units(program, groups, group))
-        self._operators = [entry for entry in program.operators if not self._at.keys().isdisjoint(entry[1])]
+        self._parts = [entry for entry in program.parts if not self._at.keys().isdisjoint(entry[1])]
 
     def __call__(self, kept: int) -> float:
         """Return the seconds of these operators once the group keeps so many units, its first ones."""
         total = 0.0
-        for operator, numbers, calls in self._operators:
+        for part, numbers, calls in self._parts:
             units = tuple(int(self._at[n][kept]) if n in self._at else self._now[n] for n in numbers)
-            total += calls * self._seconds(operator, units)
+            total += calls * self._seconds(part, units)
         return total
 
 
