@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 
 from lightning_taylor_prune.latency.cache import Measured
@@ -18,7 +18,8 @@ _SAVE_EVERY = 2.0
 _NEGLIGIBLE = 0.002
 """Share of the network's time up to which an operator is measured coarsely."""
 
-_STAGES = 6
+_PRECEDENCE = 3
+"""So many times longer must an operator take that its next stage comes before a stage of another one."""
 
 
 class Campaign:
@@ -42,49 +43,54 @@ class Campaign:
 
     @property
     def failed(self) -> list[str]:
-        """The operators that cannot be run."""
-        return [key for key, part in self._parts.items() if self._times[key][part.full] is None]
+        """The operators that cannot be run by themselves; those that copy nothing do not count."""
+        return [k for k, part in self._parts.items() if self._times[k][part.full] is None and not part.is_view]
 
     def run(self, max_seconds: float, progress: bool) -> None:
         """Measure, for so long at most once every operator has a time, and show a bar."""
         deadline = time.monotonic() + max_seconds
-        missing = [point for stage in range(_STAGES) for point in self._missing(stage)]
-        if not missing:
-            return
+        unpruned = [(part, part.full) for part in self._parts.values() if part.full not in self._known(part)]
+        planned = sum(len({u for points in stages(part) for u in points}) for part in self._parts.values())
         try:
-            with progress_bar(len(missing), progress) as advance:
-                for stage in range(_STAGES):
-                    for part, units in [*self._missing(stage)]:
-                        if stage and time.monotonic() > deadline:
-                            return
-                        self._measure(part, units)
-                        advance()
+            with progress_bar(planned, progress) as advance:
+                for part, units in unpruned:
+                    self._measure(part, units)
+                    advance()
+                for part, units in self._missing():
+                    if time.monotonic() > deadline:
+                        break
+                    self._measure(part, units)
+                    advance()
         finally:
             self._save()
 
+    def _known(self, part: Part) -> dict[Units, float | None]:
+        return self._times.setdefault(part.key, {})
+
     def _measure(self, part: Part, units: Units) -> None:
-        self._times.setdefault(part.key, {})[units] = self._time_part(part, units)
+        self._known(part)[units] = self._time_part(part, units)
         if time.monotonic() - self._saved > _SAVE_EVERY:
             self._save()
             self._saved = time.monotonic()
 
-    def _missing(self, stage: int) -> Iterator[tuple[Part, Units]]:
-        """Yield what a stage still lacks, the operators that take longest first."""
+    def _missing(self) -> list[tuple[Part, Units]]:
+        """Return what is still to be measured: what takes long first, and each stage after coarser ones."""
+        found: list[tuple[float, Part, Units]] = []
         shares = self._shares()
-        for key in sorted(self._parts, key=lambda key: -shares[key]):
-            part = self._parts[key]
-            if stage > 1 and shares[key] < _NEGLIGIBLE:
-                return
-            for units in next(islice(stages(part), stage, None), ()):
-                known = self._times.get(key, {})
-                if units not in known and known.get(part.full, 1.0) is not None:
-                    yield part, units
+        for key, part in self._parts.items():
+            if self._known(part)[part.full] is None:
+                continue
+            chosen = islice(stages(part), 2 if shares[key] < _NEGLIGIBLE else None)
+            seen = set(self._known(part))
+            for stage, points in enumerate(chosen):
+                rank = shares[key] / _PRECEDENCE**stage
+                found.extend((rank, part, units) for units in dict.fromkeys(points) if units not in seen)
+                seen.update(points)
+        return [(part, units) for _, part, units in sorted(found, key=lambda entry: -entry[0])]
 
     def _shares(self) -> dict[str, float]:
-        """Return the share of the unpruned network's time that each operator has; 1 for all until all are measured."""
-        full = {key: self._times.get(key, {}).get(op.full, 0.0) for key, op in self._parts.items()}
+        """Return the share of the unpruned network's time that each operator has."""
+        full = {key: self._known(part)[part.full] for key, part in self._parts.items()}
         spent = {key: (seconds or 0.0) * self._calls[key] for key, seconds in full.items()}
-        if not all(key in self._times for key in self._parts):
-            return dict.fromkeys(spent, 1.0)
         total = sum(spent.values()) or 1.0
         return {key: seconds / total for key, seconds in spent.items()}

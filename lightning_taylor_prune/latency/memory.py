@@ -7,6 +7,7 @@ again at the first write to each: in networks on the CPU with large activations 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +41,7 @@ class Allocation(NamedTuple):
 
     def nbytes(self, units: Sequence[int]) -> int:
         """Return its size in bytes at given numbers of units."""
-        return torch.Size(at(self.shape, units)).numel() * self.itemsize
+        return math.prod(at(self.shape, units)) * self.itemsize
 
 
 @dataclass(frozen=True, eq=False)

@@ -109,7 +109,7 @@ class Operator:
     def work(self, units: Sequence[int]) -> float:
         """Return how much it does, to compare numbers of units: products if it contracts, else bytes."""
         if self.contracts:
-            return float(math.prod(units))
+            return float(math.prod(units) ** self.degree)
         return float(sum(operand.nbytes(units) for operand in self.operands))
 
 

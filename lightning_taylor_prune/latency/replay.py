@@ -14,6 +14,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from lightning_taylor_prune.tracing.call import Call
+from lightning_taylor_prune.tracing.fakes import fake_tensor_log_off
 from lightning_taylor_prune.tracing.packing import call_operator
 from lightning_taylor_prune.tracing.recorder import Trace
 from lightning_taylor_prune.tracing.tensors import memory_of
@@ -56,19 +57,21 @@ def values_of(trace: Trace, layout: Layout) -> dict[Node, Any]:
     What fails in that layout has the value that was recorded.
     """
     values: dict[Node, Any] = {}
-    with torch.no_grad(), trace.mode, autocast(layout.autocast_of(trace.call)):
+    with torch.no_grad(), trace.mode, autocast(layout.autocast_of(trace.call)), fake_tensor_log_off():
         for node in trace.graph.nodes:
             if node.op == "placeholder":
                 values[node] = layout.of(node.meta["val"].detach())
             elif node.target is getitem:
                 values[node] = values[node.args[0]][node.args[1]]
             elif node.op == "call_function":
-                values[node] = _value(node, values)
+                values[node] = _value(node, values, layout)
     return values
 
 
-def _value(node: Node, values: Mapping[Node, Any]) -> Any:
+def _value(node: Node, values: Mapping[Node, Any], layout: Layout) -> Any:
     args, kwargs = evaluated(node)
+    if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point and not node.all_input_nodes:
+        kwargs["dtype"] = layout.dtype or kwargs["dtype"]  # a state of zeros, say, of the type of the input
     try:
         return call_operator(node.target, *map_arg((args, kwargs), values.__getitem__))
     except Exception:  # such as a convolution that has no kernel for this dtype, or a mixture of dtypes
@@ -82,6 +85,9 @@ def evaluated(node: Node) -> Arguments:
     """Return the arguments that an operator has in evaluation mode."""
     args, kwargs = list(node.args), dict(node.kwargs)
     schema = getattr(node.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema is not None else []
+    if "running_mean" in names and args[names.index("running_mean")] is None:
+        return tuple(args), kwargs  # statistics of the batch are used in both modes
     for position, argument in enumerate(schema.arguments if schema is not None else ()):
         if argument.name in _FLAGS and position < len(args):
             args[position] = _FLAGS[argument.name]

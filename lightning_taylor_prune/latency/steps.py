@@ -66,8 +66,8 @@ def coarse(full: int, multiple: int) -> list[int]:
     found = {full: None}
     for share in COARSE[1:]:
         target = full * share
-        step = next(s for s in STEPS if s <= max(target * multiple / 2, 1))
-        units = step // math.gcd(step, multiple)
+        in_units = (step // math.gcd(step, multiple) for step in STEPS)
+        units = next(step for step in in_units if step <= max(target / 2, 1))
         found[max(round(target / units), 1) * units] = None
     return [units for units in found if units <= full]
 

@@ -40,7 +40,7 @@ class Stopwatch:
         min_run_time: Seconds that one measurement takes at least.
     """
 
-    def __init__(self, device: torch.device, num_threads: int, min_run_time: float = 0.03) -> None:
+    def __init__(self, device: torch.device, num_threads: int, min_run_time: float = 0.02) -> None:
         self._device, self._threads, self._min_run_time = device, num_threads, min_run_time
         self._memory: dict[torch.dtype, Tensor] = {}
 
@@ -80,7 +80,7 @@ class Operands:
         operator: The operator.
         units: Numbers of units, one for each of ``operator.full``.
         device: Where its tensors are.
-        memory: Numbers from which weights are taken, by dtype; what lacks is added.
+        memory: Numbers from which operands are taken, by dtype; what lacks is added.
     """
 
     def __init__(
@@ -107,36 +107,30 @@ class Operands:
             return self._device
         if not isinstance(value, Operand):
             return value
-        if value.static and value.dtype.is_floating_point and not self._in_place:
-            return self._weight(value)
+        if value.static:
+            return self._tensor(value)
         if id(value) not in self._activations:
-            self._activations[id(value)] = self._activation(value)
+            self._activations[id(value)] = self._tensor(value)
         return self._activations[id(value)]
 
-    def _weight(self, operand: Operand) -> Tensor:
-        """Return a weight in the next piece of memory."""
-        if operand.dtype not in self._memory:
-            size = _COLD_BYTES // operand.dtype.itemsize
-            self._memory[operand.dtype] = torch.empty(size, dtype=operand.dtype, device=self._device).uniform_(0.5, 1.5)
-        memory, sizes = self._memory[operand.dtype], operand.sizes_in_memory(self._units)
-        length = math.prod(sizes)
-        if length > len(memory):
-            return operand.view(torch.ones(sizes, dtype=operand.dtype, device=self._device), self._units)
-        if self._offset + length > len(memory):
-            self._offset = 0
-        piece = memory[self._offset : self._offset + length]
-        self._offset += math.ceil(length / 64) * 64
-        return operand.view(piece.view(sizes), self._units)
-
-    def _activation(self, operand: Operand) -> Tensor:
-        """Return any other operand: all ones if it is changed in place again and again, so that it does not vanish."""
+    def _tensor(self, operand: Operand) -> Tensor:
+        """Return an operand: ones if it is changed in place again and again (it must not vanish), else random."""
         sizes = operand.sizes_in_memory(self._units)
         if not operand.dtype.is_floating_point:
-            tensor = torch.zeros(sizes, dtype=operand.dtype, device=self._device)
-        else:
-            tensor = torch.ones(sizes, dtype=operand.dtype, device=self._device)
-            tensor = tensor if self._in_place else tensor.uniform_(0.5, 1.5)
-        return operand.view(tensor, self._units)
+            return operand.view(torch.zeros(sizes, dtype=operand.dtype, device=self._device), self._units)
+        if self._in_place or math.prod(sizes) * operand.dtype.itemsize > _COLD_BYTES:
+            return operand.view(torch.ones(sizes, dtype=operand.dtype, device=self._device), self._units)
+        return operand.view(self._piece(operand.dtype, math.prod(sizes)).view(sizes), self._units)
+
+    def _piece(self, dtype: torch.dtype, length: int) -> Tensor:
+        """Return the next numbers in memory."""
+        if dtype not in self._memory:
+            size = _COLD_BYTES // dtype.itemsize
+            self._memory[dtype] = torch.empty(size, dtype=dtype, device=self._device).uniform_(0.5, 1.5)
+        memory = self._memory[dtype]
+        start = self._offset if self._offset + length <= len(memory) else 0
+        self._offset = start + math.ceil(length / 64) * 64
+        return memory[start : start + length]
 
 
 def _groups(operator: Operator, units: Units, groups: int) -> int:

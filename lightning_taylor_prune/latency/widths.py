@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from lightning_taylor_prune.groups.group import ChannelGroup
 from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.latency.operators import Operator
 from lightning_taylor_prune.latency.program import Part, Program
 from lightning_taylor_prune.latency.steps import STEPS, Units
 
 Seconds = Callable[[Part, Units], float]
 
-_TRIED = 64
+_TRIED = 32
 """Numbers of units at which multiples are compared."""
 
 _TOLERANCE = 1.003
@@ -32,9 +34,15 @@ class _Widths:
         self._now = program.sizes.units(groups.structure.counts(groups.kept))
         self._at = dict(_numbers_of_units(program, groups, group))
         self._parts = [entry for entry in program.parts if not self._at.keys().isdisjoint(entry[1])]
+        self._known: dict[int, float] = {}
 
     def __call__(self, kept: int) -> float:
         """Return the seconds of these operators once the group keeps so many units, its first ones."""
+        if kept not in self._known:
+            self._known[kept] = self._sum(kept)
+        return self._known[kept]
+
+    def _sum(self, kept: int) -> float:
         total = 0.0
         for part, numbers, calls in self._parts:
             units = tuple(int(self._at[n][kept]) if n in self._at else self._now[n] for n in numbers)
@@ -77,6 +85,7 @@ def _block(group: ChannelGroup) -> int:
 
 def best_multiples(program: Program, groups: ChannelGroups, seconds: Seconds) -> dict[str, int]:
     """Return for every group the smallest multiple of channels that no larger one is faster than."""
+    program = replace(program, parts=[entry for entry in program.parts if isinstance(entry[0], Operator)])
     return {group.name: _best_multiple(_Widths(program, groups, group, seconds), group) for group in groups}
 
 
