@@ -26,9 +26,10 @@ from lightning_taylor_prune.latency.replay import (
     values_of,
 )
 from lightning_taylor_prune.latency.sizes import Free, FreeSizes, Size, SizedShape
+from lightning_taylor_prune.latency.starts import Start, starts
 from lightning_taylor_prune.tracing.recorder import Trace
 
-Part = Operator | Memory
+Part = Operator | Memory | Start
 """What is measured by itself."""
 
 
@@ -45,23 +46,25 @@ class Program:
     parts: Sequence[tuple[Part, tuple[int, ...], int]]
 
     @staticmethod
-    def of(groups: ChannelGroups, layout: Layout, memory: bool) -> Program:
+    def of(groups: ChannelGroups, layout: Layout, on_cpu: bool) -> Program:
         """Find the operators of the network that was analysed.
 
         Args:
             groups: Its groups.
             layout: Its dtype and memory format.
-            memory: Whether to get memory for results takes time: on the CPU, where the system hands it out.
+            on_cpu: Whether it also takes time to get memory for results and to start after other operators.
         """
         sizes = FreeSizes.of(groups)
         full = sizes.units(groups.structure.full_counts)
         found: dict[tuple[str, tuple[int, ...]], tuple[Part, tuple[int, ...], int]] = {}
         for number in evaluation_traces(groups.structure.propagation.traces):
             reader = _Reader(groups, number, sizes, full, layout)
-            for part, numbers in [*reader.operators(), *(reader.memory() if memory else ())]:
+            for part, numbers in [*reader.operators(), *(reader.memory() if on_cpu else ())]:
                 known = found.get((part.key, numbers), (part, numbers, 0))
                 found[part.key, numbers] = (*known[:2], known[2] + 1)
-        return Program(sizes, tuple(found.values()))
+        operators = [(part, calls) for part, _, calls in found.values() if isinstance(part, Operator)]
+        beginnings = [(start, (), calls) for start, calls in starts(operators)] if on_cpu else []
+        return Program(sizes, (*found.values(), *beginnings))
 
 
 def evaluation_traces(traces: Sequence[Trace]) -> list[int]:

@@ -17,6 +17,7 @@ from lightning_taylor_prune.latency.operators import Operand, Operator
 from lightning_taylor_prune.latency.program import Part
 from lightning_taylor_prune.latency.replay import autocast, changes_operands
 from lightning_taylor_prune.latency.sizes import at
+from lightning_taylor_prune.latency.starts import Start
 from lightning_taylor_prune.latency.steps import Units
 
 TimePart = Callable[[Part, Units], float | None]
@@ -46,18 +47,25 @@ class Stopwatch:
 
     def __call__(self, part: Part, units: Units) -> float | None:
         """Return the median time in seconds, ``None`` where an operator cannot run with so many units."""
+        with torch.inference_mode(), autocast(part.autocast):
+            if isinstance(part, Memory):
+                return self._time(part.call(units))
+            if isinstance(part, Start):
+                calls = self._calls(part.operator, part.units)
+                return 1e-9 if calls is None else part.seconds(calls, partial(self._time, thorough=5))
+            calls = self._calls(part, units)
+            return None if calls is None else self._time(*calls)
+
+    def _time(self, *calls: Callable[[], Any], thorough: int = 1) -> float:
+        """Return the median time of functions that are called in turn, ``thorough`` times as long as usual."""
         from torch.utils.benchmark import Timer  # to import it takes a third of a second
 
-        with torch.inference_mode(), autocast(part.autocast):
-            calls = [part.call(units)] if isinstance(part, Memory) else self._calls(part, units)
-            if calls is None:
-                return None
-            timer = Timer("next(calls)()", globals={"calls": cycle(calls)}, num_threads=self._threads)
-            measured = timer.blocked_autorange(min_run_time=self._min_run_time)
-            if measured.has_warnings:  # something else ran meanwhile
-                again = timer.blocked_autorange(min_run_time=self._min_run_time)
-                return min(float(measured.median), float(again.median))
+        timer = Timer("next(calls)()", globals={"calls": cycle(calls)}, num_threads=self._threads)
+        measured = timer.blocked_autorange(min_run_time=thorough * self._min_run_time)
+        if not measured.has_warnings:
             return float(measured.median)
+        again = timer.blocked_autorange(min_run_time=thorough * self._min_run_time)  # something else ran meanwhile
+        return min(float(measured.median), float(again.median))
 
     def _calls(self, part: Operator, units: Units) -> list[Callable[[], Any]] | None:
         """Return the operator with several weights, or ``None`` if it fails or gives other shapes than predicted."""

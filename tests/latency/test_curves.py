@@ -13,7 +13,7 @@ from tests.latency.clocks import affine, stepped, wide
 
 
 def part_named(groups, name, free=1):
-    parts = [part for part, _, _ in Program.of(groups, Layout(), memory=False).parts]
+    parts = [part for part, _, _ in Program.of(groups, Layout(), on_cpu=False).parts]
     return next(p for p in parts if name in p.key and len(p.full) == free)
 
 

@@ -12,7 +12,7 @@ MIB = 2**20
 
 
 def memory(model, x):
-    parts = Program.of(find_groups(model, x), Layout(), memory=True).parts
+    parts = Program.of(find_groups(model, x), Layout(), on_cpu=True).parts
     return next(part for part, _, _ in parts if isinstance(part, Memory))
 
 

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def operators(model, *inputs, **layout):
-    found = Program.of(find_groups(model, inputs), Layout(**layout), memory=False)
+    found = Program.of(find_groups(model, inputs), Layout(**layout), on_cpu=False)
     return [part for part, _, _ in found.parts if isinstance(part, Operator)]
 
 
