@@ -108,7 +108,9 @@ def decode(text: str, where: str) -> tuple[Conditions, Measured]:
         if content["format"] != _FORMAT:
             raise ValueError(f"it has format {content['format']}, not {_FORMAT}")
         operators = {key: {tuple(u): _seconds(t) for u, t in times} for key, times in content["operators"].items()}
-        return Conditions(**content["conditions"]), operators
+        conditions = Conditions(**content["conditions"])
+        assert conditions.layout is not None  # there is such a dtype
+        return conditions, operators
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArgumentError(
             f"Expected {where} to be a latency table, but it cannot be read ({type(error).__name__}: {error}). Delete "

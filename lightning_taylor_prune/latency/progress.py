@@ -20,6 +20,7 @@ def progress_bar(total: int, show: bool) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     try:
+        from rich.errors import LiveError
         from rich.progress import Progress
     except ImportError:
         from tqdm.auto import tqdm
@@ -27,6 +28,14 @@ def progress_bar(total: int, show: bool) -> Iterator[Callable[[], None]]:
         with tqdm(total=total, desc=_TEXT) as plain:
             yield lambda: plain.update() and None
         return
-    with Progress(transient=True) as bar:
-        task = bar.add_task(_TEXT, total=total)
+    bar = Progress()
+    task = bar.add_task(_TEXT, total=total)
+    try:
+        bar.start()
+    except LiveError:  # another bar is shown, a Trainer's say
+        yield lambda: None
+        return
+    try:
         yield lambda: bar.advance(task)
+    finally:
+        bar.stop()

@@ -47,7 +47,8 @@ class Stopwatch:
 
     def __call__(self, part: Part, units: Units) -> float | None:
         """Return the median time in seconds, ``None`` where an operator cannot run with so many units."""
-        with torch.inference_mode(), autocast(part.autocast):
+        cuda = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda), torch.inference_mode(), autocast(part.autocast):
             if isinstance(part, Memory):
                 return self._time(part.call(units))
             if isinstance(part, Start):

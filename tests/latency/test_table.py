@@ -188,6 +188,10 @@ def test_times_are_written_while_others_are_measured(tmp_path, monkeypatch):
 
 
 DAMAGED = {"empty": "", "text": "hello", "other": '{"format": 1}', "list": "[1]", "future": '{"format": 99}'}
+DAMAGED["dtype"] = (
+    '{"format": 1, "operators": {}, "conditions": {"device": "x", "device_type": "cpu", "torch_version": "2", '
+    '"num_threads": 1, "dtype": "float1", "channels_last": null}}'
+)
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)

@@ -64,3 +64,12 @@ def test_operator_that_gives_other_shapes_has_no_time():
     part = next(p for p in parts if "aten.reshape" in p.key)
     watch = Stopwatch(CPU, 1, min_run_time=1e-4)
     assert (watch(part, part.full) is None, watch(part, (part.full[0] // 2,)) is None) == (False, True)
+
+
+def test_measuring_draws_no_random_numbers_of_the_training():
+    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 2))
+    parts = operators(model, torch.zeros(2, 3))
+    before = torch.get_rng_state()
+    watch = Stopwatch(CPU, 1, min_run_time=1e-4)
+    assert all(watch(part, part.full) for part in parts)
+    assert torch.equal(torch.get_rng_state(), before)
