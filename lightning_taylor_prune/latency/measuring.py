@@ -23,12 +23,12 @@ _PRECEDENCE = 3
 
 
 class Campaign:
-    """Measures what is missing.
+    """Measures what a table lacks.
 
     Args:
         program: The operators.
         times: What is known; what is measured is added.
-        time_part: Times an part.
+        time_part: Times a part.
         save: Writes ``times``, from time to time and at the end.
     """
 

@@ -31,9 +31,11 @@ class LatencyTable:
 
     A network's latency is the sum of the times of the operators that it runs in evaluation mode. Each is measured with
     :class:`torch.utils.benchmark.Timer` at a grid of channel counts, multiples of 32, 16, 8 and 4 and others apart,
-    as kernels take several channels at once; between these, times are interpolated.
+    as kernels take several channels at once; between these, times are interpolated. On the CPU there is added what it
+    takes to get memory for results, and what operators take longer after others than by themselves.
 
-    Make one with :meth:`measure`; it is kept on disk. All methods are fast then.
+    Make one with :meth:`measure`; it is kept on disk. All methods are fast then. Under several processes let one
+    measure, and hand the others its :meth:`to_json`: with other times they would choose other units.
 
     Attributes:
         conditions: Device, version of torch, threads, dtype and memory format.
