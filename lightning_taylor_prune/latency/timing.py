@@ -144,6 +144,8 @@ class Operands:
 
 def _groups(operator: Operator, units: Units, groups: int) -> int:
     """Return the groups of a convolution, whole ones of which are removed."""
+    if not isinstance(operator.args[1], Operand):  # it has no weight, as a shuffle of channels
+        return groups
     channels = operator.args[0].shape
     now, full = at(channels, units), at(channels, operator.full)
     axis = len(now) - len(operator.args[1].shape) + 1

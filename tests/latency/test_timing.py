@@ -28,6 +28,7 @@ LAYERS = {
     "convolution": (conv(1), torch.zeros(2, 3, 6, 6)),
     "depthwise": (conv(24), torch.zeros(2, 3, 6, 6)),
     "grouped": (conv(6), torch.zeros(2, 3, 6, 6)),
+    "shuffle": ([nn.Conv2d(3, 24, 1), nn.ChannelShuffle(3), nn.Conv2d(24, 5, 1)], torch.zeros(2, 3, 6, 6)),
     "layer_norm": ([nn.Linear(3, 24), nn.LayerNorm(24), nn.Linear(24, 5)], torch.zeros(2, 7, 3)),
     "lstm": ([nn.Linear(3, 8), nn.LSTM(8, 6)], torch.zeros(7, 2, 3)),
 }
