@@ -14,6 +14,7 @@ from lightning_taylor_prune.errors import (
 )
 from lightning_taylor_prune.groups import ChannelGroup, ChannelGroups, find_groups
 from lightning_taylor_prune.labels.rules import register_rule
+from lightning_taylor_prune.latency import LatencyTable
 from lightning_taylor_prune.modules.updates import register_module_update
 from lightning_taylor_prune.plan import Cut, PruningPlan
 from lightning_taylor_prune.pruning.loading import fit_checkpoint_, load_pruned, make_loadable
@@ -37,6 +38,7 @@ __all__ = [
     "Cut",
     "DistillationLoss",
     "Inspection",
+    "LatencyTable",
     "PlanError",
     "PruneOutcome",
     "Pruner",

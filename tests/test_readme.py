@@ -12,9 +12,18 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "READ
 
 @pytest.mark.parametrize(
     ("number", "last_line"),
-    [(0, "72"), (2, "[64, 64] None"), (3, "Cost("), (4, "6 6 gains 6")],
-    ids=["callback in a Trainer", "a loop of your own", "the parts by themselves", "your own operators and modules"],
+    [(0, "72"), (2, "[64, 64] None"), (3, "Cost("), (4, "takes "), (5, "6 6 gains 6")],
+    ids=[
+        "callback in a Trainer",
+        "a loop of your own",
+        "the parts by themselves",
+        "latency",
+        "your own operators and modules",
+    ],
 )
-def test_snippet_runs(number: int, last_line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_snippet_runs(
+    number: int, last_line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     exec(compile(SNIPPETS[number], f"README.md, snippet {number}", "exec"), {"__name__": "snippet"})
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith(last_line)
