@@ -18,9 +18,10 @@ from lightning_taylor_prune.callbacks.trainer_compat import is_validation_due, v
 from lightning_taylor_prune.pruning.accuracy_stop import MetricLimit, Standing
 from lightning_taylor_prune.pruning.beside import Beside
 from lightning_taylor_prune.pruning.rollback import Snapshot, restore_
-from lightning_taylor_prune.pruning.transaction import Step
+from lightning_taylor_prune.pruning.transaction import Assignment, Step
 
 if TYPE_CHECKING:
+    from lightning_taylor_prune.groups.groups import ChannelGroups
     from lightning_taylor_prune.pruning.pruner import Pruner
 
 Pending = Literal["keep", "take back"]
@@ -66,36 +67,33 @@ class Watch:
 
 
 class TakenBack:
-    """The step of a rollback that concerns the callback: its groups and its history.
+    """The step of a rollback that concerns the history, and the groups of the pruner.
 
     Args:
-        callback: The callback.
-        watch: What it knows of the network that comes back.
+        rows: Rows of the prunes that are taken back.
+        pruner: The pruner; ``None`` in a training that is resumed and not analysed yet.
+        kept: Units that the groups had before.
     """
 
-    def __init__(self, callback: AccuracyStopping, watch: Watch) -> None:
-        self._callback, self._pruner, self._kept = callback, callback.pruner, dict(watch.kept or {})
-        self._rows = callback.history[watch.prunes :]
-        self._resumed, self._groups = callback._resumed, callback.groups
+    def __init__(self, rows: Sequence[dict[str, Any]], pruner: Pruner | None, kept: Mapping[str, Any]) -> None:
+        self._rows, self._pruner, self._kept = rows, pruner, kept
+        self._groups = None if pruner is None else pruner.groups
 
     def commit(self) -> None:
         """Take up the former groups; the scores since then are of other units."""
         for row in self._rows:
             row["taken_back"] = True
-        if self._pruner is None:  # resumed, and not analysed yet
-            self._callback._resumed = {**self._resumed, "kept": self._kept, "scores": None}
-        else:
+        if self._pruner is not None:
             self._take_up(self._pruner, self._pruner.groups.unpruned().restricted(self._kept))
 
     def rollback(self) -> None:
         """Take up the groups of the smaller network again."""
         for row in self._rows:
             row["taken_back"] = False
-        self._callback._resumed = self._resumed
-        if self._pruner is not None and self._pruner.groups is not self._groups:
+        if self._pruner is not None and self._groups is not None and self._pruner.groups is not self._groups:
             self._take_up(self._pruner, self._groups)
 
-    def _take_up(self, pruner: Pruner, groups: Any) -> None:
+    def _take_up(self, pruner: Pruner, groups: ChannelGroups) -> None:
         pruner.groups = groups
         pruner.restart_criterion()
 
@@ -117,7 +115,7 @@ class AccuracyStopping(PruningSteps):
     def __init__(self, target: str | None, copies: Sequence[Any], limits: Sequence[MetricLimit]) -> None:
         super().__init__(target, copies)
         self._watch = Watch(limits)
-        self._further_limits = {"stop_if": [list(vars(limit).values()) for limit in limits]} if limits else {}
+        self.further_limits = {"stop_if": [list(vars(limit).values()) for limit in limits]} if limits else {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse to train where nothing is validated."""
@@ -243,7 +241,12 @@ class AccuracyStopping(PruningSteps):
             watch.standing, watch.snapshot = Standing(held=True), None
             return self._stop(f"{why}; the former network cannot come back, as its parameters had other names", True)
         steps: list[Step] = [Rewrap(trainer.strategy, pl_module, self._ranks)]
-        steps += [TakenBack(self, watch)] if taken else []
+        if taken:
+            kept = dict(watch.kept or {})
+            steps.append(TakenBack(taken, self.pruner, kept))
+            steps.append(
+                Assignment(self, "_resumed", self._resumed and {**self._resumed, "kept": kept, "scores": None})
+            )
         beside, without = self._beside(trainer, pl_module), _targets_of_others(self, trainer)
         restore_(pl_module, watch.snapshot, trainer.optimizers, beside, self._original_attributes, without, steps)
         watch.standing, watch.snapshot, watch.kept = Standing(watch.standing.before, held=True), None, None

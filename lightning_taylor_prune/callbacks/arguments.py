@@ -34,7 +34,7 @@ def arguments_of(callback: ResumablePruning) -> dict[str, Any]:
             "round_to": limits.round_to,
             "exclude": sorted(limits.exclude),
             "stop_at": dict(limits.stop_at or {}),
-            **callback._further_limits,
+            **callback.further_limits,
         },
     }
 

@@ -55,7 +55,7 @@ class ResumablePruning(Callback):
     max_prunes: int | None
     _first_batch: FirstBatchRecorder
 
-    _further_limits: Mapping[str, Any] = {}
+    further_limits: Mapping[str, Any] = {}
     """Arguments of subclasses that say when pruning ends, for checkpoints."""
 
     def __init__(self) -> None:

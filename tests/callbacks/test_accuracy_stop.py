@@ -17,6 +17,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.wrappers import ClasswiseWrapper
 
 from lightning_taylor_prune import TaylorPruningCallback
 from lightning_taylor_prune.callbacks.accuracy_stop import TakenBack
@@ -312,6 +314,27 @@ def test_the_last_of_all_prunes_is_judged_too() -> None:
     callback, module = pruning(DROP, max_prunes=3), Scripted(spoiled_below(900))
     run(callback, module)
     assert "val_acc is 0.5" in str(callback.stop_reason) and sum(p.numel() for p in module.parameters()) >= 900
+
+
+class ByClass(Classifier):
+    """Logs an accuracy for each class, as the README shows; one class is lost where the network is small."""
+
+    def __init__(self) -> None:
+        super().__init__(small_network(width=8))
+        labels = ["cat", "dog", "bird", "car"]
+        self.accuracies = ClasswiseWrapper(MulticlassAccuracy(4, average=None), labels=labels, prefix="val_acc_")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        answers = batch[1].clone()
+        if spoiled_below(900)(self) < 0.8:
+            answers[answers == 2] = 0
+        self.log_dict(self.accuracies(answers, batch[1]), on_epoch=True)
+
+
+def test_the_worst_class_stops_pruning() -> None:
+    callback, module = pruning({"val_acc_*": {"class_drop": 0.1}}), ByClass()
+    run(callback, module)
+    assert callback.history[-1]["taken_back"] and "val_acc_bird is 0" in str(callback.stop_reason)
 
 
 class Silent(Classifier):
