@@ -148,7 +148,7 @@ class AccuracyStopping(PruningSteps):
         """Go on where a checkpoint left off."""
         super().load_state_dict(state_dict)
         if state_dict:
-            self._watch.load(state_dict.get("stop_if"))
+            self._watch.load(self._resumed.pop("stop_if", None))
 
     @property
     def _is_watched(self) -> bool:
