@@ -119,6 +119,7 @@ def progress(record: Mapping[str, Any]) -> Progress:
         iterations=[event["step"] for event in events],
         accuracies=[event["metrics"].get("val_acc", float("nan")) for event in events],
         prunable_filters=[event["prunable_filters"] for event in events],
+        taken_back=[event["step"] for event in events if event.get("taken_back")],
     )
 
 

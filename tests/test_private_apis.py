@@ -213,7 +213,7 @@ def recorder_sees_operators_before_autograd_decomposes_them() -> None:
     assert names <= set(seen), seen
 
 
-@relies_on("torch._C._functorch.peek_interpreter_stack", "torch._C._functorch.is_functorch_wrapped_tensor")
+@relies_on("torch._C._functorch")
 def transforms_can_be_told_and_their_tensors() -> None:
     seen: list[tuple[bool, bool]] = []
 
@@ -658,6 +658,34 @@ def trainer_validates_at_the_batch_that_is_written_into_its_schedule() -> None:
     assert asked.at[:1] == [2]
 
 
+class _ValidatesAtTheStart(Callback):
+    """Notes when a validation is due, and runs one as a batch begins, as `validate_now` does."""
+
+    def __init__(self) -> None:
+        self.due: list[bool] = []
+        self.logged: dict[str, Any] = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        loop = trainer.fit_loop
+        self.due.append(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+        self.logged = dict(trainer.callback_metrics)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *args: Any) -> None:
+        connector = trainer._logger_connector
+        first, trainer.validating = connector._first_loop_iter, True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training, connector._first_loop_iter = True, None
+        connector.on_batch_start(batch)
+        connector._first_loop_iter = first
+
+
+@relies_on("_should_check_val_fx", "_data_fetcher", "_logger_connector", "_first_loop_iter")
+def validation_can_be_foreseen_and_be_run_as_a_batch_begins() -> None:
+    asked = _ValidatesAtTheStart()
+    trainer(asked, num_sanity_val_steps=0).fit(Classifier(), loader(24), loader(8, seed=1))
+    assert asked.due == [False, False, True] and {"val_acc", "train_loss"} <= asked.logged.keys()
+
+
 @relies_on("_generate_state_key")
 def state_key_tells_callbacks_apart_by_their_arguments() -> None:
     keys = [Callback()._generate_state_key(target=target, criterion="taylor") for target in (None, "head", "head")]
@@ -835,6 +863,8 @@ OURS = {
     "_forward_in_training",
     "_forward_in_evaluation",
     "_close",
+    "_forget",
+    "_prune",
 }
 """Attributes that the package itself puts on objects of others."""
 

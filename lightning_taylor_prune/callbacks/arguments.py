@@ -34,6 +34,7 @@ def arguments_of(callback: ResumablePruning) -> dict[str, Any]:
             "round_to": limits.round_to,
             "exclude": sorted(limits.exclude),
             "stop_at": dict(limits.stop_at or {}),
+            **callback.further_limits,
         },
     }
 
@@ -91,7 +92,7 @@ def refuse_overlap(callback: ResumablePruning, trainer: Trainer, pl_module: Ligh
         MisconfigurationException: One does.
     """
     own = {id(parameter) for parameter in _targeted(pl_module, callback.target).parameters()}
-    for other in _others(callback, trainer):
+    for other in others_of(callback, trainer):
         network = _targeted(pl_module, other.target)
         if any(id(parameter) in own for parameter in network.parameters()):
             raise MisconfigurationException(
@@ -101,7 +102,8 @@ def refuse_overlap(callback: ResumablePruning, trainer: Trainer, pl_module: Ligh
             )
 
 
-def _others(callback: ResumablePruning, trainer: Trainer) -> Iterator[ResumablePruning]:
+def others_of(callback: ResumablePruning, trainer: Trainer) -> Iterator[ResumablePruning]:
+    """Yield the other callbacks of a Trainer that prune."""
     for other in trainer.callbacks:  # type: ignore[attr-defined]
         if other is not callback and hasattr(other, "pruner") and hasattr(other, "target"):
             yield other

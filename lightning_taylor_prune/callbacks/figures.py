@@ -127,7 +127,8 @@ class PruningFigures(Callback):
             return
         prunings = prunings_of(trainer)
         for pruning in prunings:
-            count, drawn = len(pruning.history), self._drawn.get(pruning.state_key, 0)
+            taken_back = sum(bool(row.get("taken_back")) for row in pruning.history)  # drawn anew, too
+            count, drawn = len(pruning.history) + taken_back, self._drawn.get(pruning.state_key, 0)
             new = count - drawn if count >= drawn else count  # fewer: the callback has begun anew
             if new >= at_least and pruning.groups is not None:
                 self._drawn[pruning.state_key] = count

@@ -8,6 +8,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_taylor_prune.groups.groups import ChannelGroups
+
 _LOGGED = (
     "removed",
     "filters",
@@ -44,6 +46,26 @@ def log_prune(
     pl_module.log(bar, float(row["count"]), on_step=True, on_epoch=False, prog_bar=True, logger=False)
     layers = {f"prune/filters_per_layer/{name}": float(n) for name, n in filters.items()}
     log_rows(trainer, {**logged, **layers})
+
+
+def log_taken_back(trainer: Trainer, groups: ChannelGroups, batch_size: int, prunes: int) -> None:
+    """Send the sizes of a network that came back to the loggers.
+
+    Args:
+        trainer: The Trainer.
+        groups: The groups of the network.
+        batch_size: Examples in a call, for MACs per example.
+        prunes: How many prunes were taken back.
+    """
+    sizes = {
+        "taken_back": prunes,
+        "filters": groups.num_filters,
+        "prunable_filters": groups.num_prunable_filters,
+        "params": groups.params,
+        "macs": groups.macs // batch_size,
+        **{f"filters_per_layer/{name}": n for name, n in groups.filters.items()},
+    }
+    log_rows(trainer, {f"prune/{name}": float(size) for name, size in sizes.items()})
 
 
 def log_rows(trainer: Trainer, row: Mapping[str, float]) -> None:

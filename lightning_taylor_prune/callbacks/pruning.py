@@ -8,10 +8,10 @@ from typing import Any, get_args
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_taylor_prune.callbacks.accuracy_stop import AccuracyStopping
 from lightning_taylor_prune.callbacks.arguments import has_other, refuse_overlap, structure_of
 from lightning_taylor_prune.callbacks.copies import check_copies
 from lightning_taylor_prune.callbacks.first_batch import calls_of_checkpoint
-from lightning_taylor_prune.callbacks.steps import PruningSteps
 from lightning_taylor_prune.callbacks.strategies import check_strategy
 from lightning_taylor_prune.callbacks.trainer_compat import (
     as_misconfiguration,
@@ -21,6 +21,7 @@ from lightning_taylor_prune.callbacks.trainer_compat import (
     window_correction,
 )
 from lightning_taylor_prune.callbacks.unprunable import OnUnprunable
+from lightning_taylor_prune.pruning.accuracy_stop import metric_limits
 from lightning_taylor_prune.pruning.constraints import Constraints, check_bool, check_choice, check_int, check_number
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
 from lightning_taylor_prune.pruning.ranks import Ranks
@@ -28,7 +29,7 @@ from lightning_taylor_prune.pruning.settings import Settings
 from lightning_taylor_prune.report import filters_table
 
 
-class TaylorPruningCallback(PruningSteps):
+class TaylorPruningCallback(AccuracyStopping):
     """Prunes the network while it trains; it comes out of ``fit`` physically smaller.
 
     After every backward pass the importance of every filter is accumulated; every ``every_n_steps`` optimizer steps
@@ -66,6 +67,14 @@ class TaylorPruningCallback(PruningSteps):
             module that return one), where they are held by neither callbacks nor the module, or change only after the
             first prune and by code that is not seen.
         rank_timeout: Under DDP, seconds to wait at a prune for other ranks before giving up with an error.
+        stop_if: Validation metrics that pruning must not spoil, such as ``{"val_acc": {"drop": 0.02}}``: by name or
+            shell pattern, with ``drop`` (largest loss against the unpruned network) or ``class_drop`` (of the worst one
+            that a pattern names), ``below`` or ``above`` (worst value), ``mode`` (``"max"``, or ``"min"`` for losses),
+            and ``patience`` (failed validations in a row with which the last network that held all limits comes back,
+            weights, shapes and optimizer state, and training goes on without pruning; 1 by default). The value of the
+            unpruned network is that of the last validation before the first prune; if there was none, the callback has
+            the Trainer run one. The network is only pruned again once a validation has found that it holds the limits.
+            Learning rate schedulers and the count of steps go on.
 
     Attributes:
         pruner, groups, history, filters_before, filters_after, stop_reason: See
@@ -100,6 +109,7 @@ class TaylorPruningCallback(PruningSteps):
         on_unprunable: OnUnprunable = "warn",
         copies: Sequence[Any] = (),
         rank_timeout: float = 600.0,
+        stop_if: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         with as_misconfiguration():
             constraints = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at)
@@ -112,7 +122,8 @@ class TaylorPruningCallback(PruningSteps):
             check_choice("on_unprunable", on_unprunable, get_args(OnUnprunable))
             check_copies(copies)
             check_number("rank_timeout", rank_timeout, at_least=0)
-        super().__init__(target, copies)
+            limits = metric_limits(stop_if)
+        super().__init__(target, copies, limits)
         self.every_n_steps, self.start_step = every_n_steps, start_step
         self.filters_per_prune, self.max_prunes = filters_per_prune, max_prunes
         self.validate_after_prune, self.on_unprunable = validate_after_prune, on_unprunable
@@ -157,6 +168,7 @@ class TaylorPruningCallback(PruningSteps):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Record how the first batch calls the network."""
         self._validation.withdraw(trainer)
+        self._settle(trainer, pl_module, batch)
         if self.stop_reason is None and not self.history:
             self._first_batch.begin(pl_module, batch, batch_idx)
 
@@ -193,15 +205,10 @@ class TaylorPruningCallback(PruningSteps):
     ) -> None:
         """Prune if an interval of optimizer steps is complete."""
         self._first_batch.end_forward()
-        step = trainer.global_step
-        if self.stop_reason is not None or step == self._seen_step:
-            return  # the same step again: inside an accumulation window
-        self._seen_step = step
-        if self.pruner is None and pl_module.automatic_optimization:
-            return  # no backward pass yet: the training step returned None
-        self._begin_if_new(pl_module)
-        if self.stop_reason is None and self._intervals_at(step) > self._intervals:
-            self._prune(trainer, pl_module)
+        if trainer.global_step != self._seen_step:  # else the same step again: inside an accumulation window
+            self._seen_step = trainer.global_step
+            self._end_step(trainer, pl_module)
+        self._note_validation(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the Trainer its own validation schedule back."""
@@ -210,10 +217,11 @@ class TaylorPruningCallback(PruningSteps):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print what has become of every layer."""
         self._validation.withdraw(trainer)
+        self._end_training(trainer, pl_module)
         self._close()
         self._structure = structure_of(pl_module)
         if self.pruner is not None and self.history:
-            rank_zero_info(filters_table(self.filters_before, self.filters_after, self.history[-1]["params"]))
+            rank_zero_info(filters_table(self.filters_before, self.filters_after, self.pruner.groups.params))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -55,6 +55,9 @@ class ResumablePruning(Callback):
     max_prunes: int | None
     _first_batch: FirstBatchRecorder
 
+    further_limits: Mapping[str, Any] = {}
+    """Arguments of subclasses that say when pruning ends, for checkpoints."""
+
     def __init__(self) -> None:
         super().__init__()
         self.pruner: Pruner | None = None
@@ -65,6 +68,11 @@ class ResumablePruning(Callback):
         self._resumed: dict[str, Any] = {}
         self._intervals = 0
         self._structure: Structure | None = None
+
+    @property
+    def num_prunes(self) -> int:
+        """Prunes so far, without those that were taken back."""
+        return sum(not row.get("taken_back") for row in self.history)
 
     @property
     def groups(self) -> ChannelGroups | None:
@@ -82,7 +90,8 @@ class ResumablePruning(Callback):
 
         Its keys are ``step``, ``count``, ``removed``, ``params``, ``macs`` (per example), ``filters``,
         ``prunable_filters``, ``score_threshold``, ``skipped_minibatches``, ``scores`` (a few numbers for each group:
-        :func:`~lightning_taylor_prune.pruning.select.score_summary`), and ``metrics`` of the validation that followed.
+        :func:`~lightning_taylor_prune.pruning.select.score_summary`), ``metrics`` of the validation that followed, and
+        ``taken_back``: whether an earlier network came back, as `stop_if` was missed.
         """
         return self._resumed.get("history", []) if self.pruner is None else self.pruner.history
 
@@ -103,6 +112,8 @@ class ResumablePruning(Callback):
         """Note what the network is worth after the last prune."""
         if trainer.sanity_checking or not self.history or self.history[-1]["metrics"]:
             return
+        if self.history[-1].get("taken_back"):
+            return  # another network is validated
         metrics = validation_metrics(trainer)
         self.history[-1]["metrics"] = metrics
         row = {f"prune/{name}": value for name, value in metrics.items()}
@@ -193,17 +204,17 @@ class ResumablePruning(Callback):
 
     def _stop_after(self, outcome: PruneOutcome) -> None:
         """End pruning where a target is reached, nothing is left to prune, or all prunes are done."""
-        done = outcome and self.max_prunes is not None and len(self.history) >= self.max_prunes
+        done = outcome and self.max_prunes is not None and self.num_prunes >= self.max_prunes
         if reason := reason_to_stop(outcome, self.settings.constraints, self.max_prunes if done else None):
             self._stop(reason, warn=outcome.reason == "nothing_left")
 
     def _stop_after_last(self) -> None:
-        if self.max_prunes is not None and len(self.history) >= self.max_prunes:
+        if self.max_prunes is not None and self.num_prunes >= self.max_prunes:
             self._stop(f"all {self.max_prunes} prunes are done")
 
     def _stop(self, reason: str, warn: bool = False) -> None:
         self.stop_reason = reason
-        (rank_zero_warn if warn else rank_zero_info)(f"Pruning ends after {len(self.history)} prunes: {reason}.")
+        (rank_zero_warn if warn else rank_zero_info)(f"Pruning ends after {self.num_prunes} prunes: {reason}.")
         self._close()
 
     def _close(self) -> None:

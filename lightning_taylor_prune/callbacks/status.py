@@ -56,6 +56,7 @@ def progress_of(
         iterations=[row["step"] for row in rows],
         accuracies=[accuracy(row["metrics"], monitor) for row in rows],
         prunable_filters=[row["prunable_filters"] for row in rows],
+        taken_back=[row["step"] for row in rows if row.get("taken_back")],
     )
 
 
@@ -124,15 +125,15 @@ def pruning_status(
         monitor: Name of the metric to show.
     """
     total, steps_left = _foreseen(pruning, step, last_step)
-    measured = [row["metrics"] for row in pruning.history if row["metrics"]]
+    measured = [row["metrics"] for row in pruning.history if row["metrics"] and not row.get("taken_back")]
     return PruningStatus(
-        len(pruning.history), total, steps_left, sizes, headline(measured[-1], monitor) if measured else None
+        pruning.num_prunes, total, steps_left, sizes, headline(measured[-1], monitor) if measured else None
     )
 
 
 def _foreseen(pruning: TaylorPruningCallback, step: int, last_step: int | None) -> tuple[int | None, int | None]:
     """Return how many prunes there will be, and the optimizer steps until the last one."""
-    done, every = len(pruning.history), pruning.every_n_steps
+    done, every = pruning.num_prunes, pruning.every_n_steps
     if pruning.stop_reason is not None:
         return done, 0
     after_start = step - pruning.start_step

@@ -92,6 +92,20 @@ class PruningSteps(ResumablePruning):
         else:
             self.pruner.discard()
 
+    def _end_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune if an interval of optimizer steps is complete."""
+        if self.stop_reason is None:
+            if self.pruner is None and pl_module.automatic_optimization:
+                return  # no backward pass yet: the training step returned None
+            self._begin_if_new(pl_module)
+        due = self._intervals_at(trainer.global_step) > self._intervals
+        if due and not self._must_wait(trainer) and self.stop_reason is None:
+            self._prune(trainer, pl_module)
+
+    def _must_wait(self, trainer: Trainer) -> bool:
+        """Whether the next prune must wait for something."""
+        return False
+
     def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune and log it; or say why not."""
         if not self.history and (news := self._first_batch.news_of_all_ranks(pl_module, self._ranks)):

@@ -37,6 +37,30 @@ class ValidationRequest:
             trainer.val_check_batch, trainer.check_val_every_n_epoch = schedule
 
 
+def is_validation_due(trainer: Trainer) -> bool:
+    """Whether the Trainer validates at the end of this batch, asked while the batch ends."""
+    loop = trainer.fit_loop
+    fetcher = loop._data_fetcher
+    return trainer.enable_validation and fetcher is not None and loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def validate_now(trainer: Trainer, batch: Any = None) -> None:
+    """Run the validation that was due when a checkpoint was written: a Trainer that resumes passes over it.
+
+    Args:
+        trainer: The Trainer, between two batches.
+        batch: The batch that has begun; ``None`` if none has.
+    """
+    connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop.val_loop
+    first, loop.restarting = connector._first_loop_iter, False
+    trainer.validating = True
+    loop.run()
+    trainer.training, connector._first_loop_iter = True, None
+    if batch is not None:
+        connector.on_batch_start(batch)
+    connector._first_loop_iter = first
+
+
 @contextlib.contextmanager
 def as_misconfiguration() -> Iterator[None]:
     """Raise errors about arguments as Lightning does."""

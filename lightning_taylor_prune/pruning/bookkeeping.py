@@ -34,6 +34,7 @@ class Bookkeeping:
             "count": self._prunes + 1,
             "skipped_minibatches": pruner.criterion.skipped,
             "metrics": {},
+            "taken_back": False,
         }
 
     def commit(self) -> None:

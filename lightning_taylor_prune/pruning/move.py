@@ -29,6 +29,17 @@ class BufferReplacement:
     cuts: tuple[Cut, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Regrown:
+    """A tensor that takes an earlier shape again: nothing tells which numbers beside it belong to the new positions."""
+
+    old: Tensor
+    new: Tensor
+
+
+Successor = Replacement | BufferReplacement | Regrown
+
+
 @torch.no_grad()
 def take(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
     """Return the part of a tensor that is kept, in the tensor's memory format."""
@@ -36,6 +47,13 @@ def take(tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
     for cut in cuts:
         part = part.index_select(cut.dim, torch.tensor(cut.keep, device=tensor.device))
     return part.contiguous(memory_format=memory_format_of(tensor))
+
+
+def _beside(value: Tensor, found: Successor) -> Tensor:
+    """Return what takes the place of numbers that stand for those of a tensor: averages begin anew at the tensor."""
+    if isinstance(found, Regrown):
+        return found.new.detach().to(value, copy=True)
+    return take(value, found.cuts)
 
 
 class Move:
@@ -46,7 +64,7 @@ class Move:
         transaction: Where every step is noted.
     """
 
-    def __init__(self, of: Mapping[int, Replacement | BufferReplacement], transaction: Transaction) -> None:
+    def __init__(self, of: Mapping[int, Successor], transaction: Transaction) -> None:
         self._of, self._transaction = of, transaction
         self._seen: set[int] = set()  # containers may hold themselves
         self._depth = 0
@@ -87,7 +105,7 @@ class Move:
         for key, value in before.items():
             found = self._of.get(id(key))
             if found is not None and isinstance(value, Tensor) and id(value) not in self._of:
-                value = take(value, found.cuts) if value.shape == found.old.shape else value
+                value = _beside(value, found) if value.shape == found.old.shape else value
             after[key if found is None else found.new] = value
         self._transaction.do(partial(_write, table, after), partial(_write, table, before))
 
@@ -97,9 +115,9 @@ class Move:
         moved = [self._moved(item) for item in items]
         if len(found) != 1 or not isinstance(found[0].old, nn.Parameter):
             return moved
-        shape, cuts = found[0].old.shape, found[0].cuts
+        shape = found[0].old.shape
         return [
-            take(m, cuts) if m is i and isinstance(m, Tensor) and m.shape == shape else m
+            _beside(m, found[0]) if m is i and isinstance(m, Tensor) and m.shape == shape else m
             for m, i in zip(moved, items, strict=True)
         ]
 
@@ -136,6 +154,18 @@ _FEW = 4
 """Items of a container that may hold one parameter and what belongs to it: a pair of it and its average, say."""
 
 _PLAIN = frozenset({int, float, str, bool, bytes, type(None)})
+
+
+def successor(old: nn.Parameter, data: Tensor) -> nn.Parameter:
+    """Return a parameter that takes the place of another one: its flags, attributes and hooks with other numbers."""
+    new = nn.Parameter(data, requires_grad=old.requires_grad)
+    new.__dict__.update(old.__dict__)
+    # The hook tables move as they are, so that handles which users hold still remove their hooks.
+    if old._backward_hooks:
+        new._backward_hooks = old._backward_hooks
+    if old._post_accumulate_grad_hooks:
+        new._post_accumulate_grad_hooks = old._post_accumulate_grad_hooks
+    return new
 
 
 def _write(table: MutableMapping[Any, Any], content: Mapping[Any, Any]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,14 @@ from lightning_taylor_prune.errors import PlanError, PruningWarning
 from lightning_taylor_prune.plan import Cut
 
 OptimizerStateMode = Literal["reset", "slice"]
+
+
+class HasSuccessor(Protocol):
+    """A parameter whose place another one takes."""
+
+    @property
+    def new(self) -> Any:
+        """The parameter that takes it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +62,59 @@ def next_state(optimizer: Optimizer, of: Mapping[int, Replacement], mode: str) -
         mode = "reset"
     if mode == "slice":
         return dict(_slice_states(optimizer, of))
+    return fresh_state(optimizer, of)
+
+
+def fresh_state(optimizer: Optimizer, of: Mapping[int, HasSuccessor]) -> dict[Any, Any]:
+    """Return the whole of ``optimizer.state`` after a swap with which the optimizer begins anew."""
     state = {}
     for group in optimizer.param_groups:
         for old in group["params"]:
             new = of[id(old)].new if id(old) in of else old
             state[new] = _constructor_state(optimizer, group, new)
     return {parameter: values for parameter, values in state.items() if values}
+
+
+def restored_state(
+    optimizer: Optimizer, of: Mapping[int, HasSuccessor], states: Mapping[str, Any], names: Mapping[int, str]
+) -> dict[Any, Any]:
+    """Return the whole of ``optimizer.state`` with what it was earlier.
+
+    Args:
+        optimizer: The optimizer.
+        of: What takes the place of parameters, by identity.
+        states: Its state then, by names of parameters, as :func:`state_on_cpu` returns each.
+        names: Names of parameters by identity; the state of others is not changed.
+    """
+    found = {key: values for key, values in optimizer.state.items() if id(key) not in names}
+    for group in optimizer.param_groups:
+        on_device = bool(group.get("capturable") or group.get("fused"))
+        for old in group["params"]:
+            if (values := states.get(names.get(id(old), ""))) is not None:
+                new = of[id(old)].new if id(old) in of else old
+                # Optimizers count steps on the CPU, unless they run on the device as a whole.
+                places = {key: None if key == "step" and not on_device else new.device for key in values}
+                found[new] = {key: _mapped(v, partial(_copied, device=places[key])) for key, v in values.items()}
+    return found
+
+
+def state_on_cpu(state: Any) -> Any:
+    """Return a copy of a piece of state, nested as it is, with its tensors on the CPU."""
+    return _mapped(state, partial(_copied, device=torch.device("cpu")))
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _mapped(item, change) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_mapped(item, change) for item in value)
+    return copy.deepcopy(value)
+
+
+def _copied(tensor: Tensor, device: torch.device | None = None) -> Tensor:
+    return tensor.detach().to(device or tensor.device, copy=True)
 
 
 def _constructor_state(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:

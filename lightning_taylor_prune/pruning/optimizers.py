@@ -7,14 +7,22 @@ gradient scalers and the Trainer continue as before. :func:`prepare_optimizer` c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from torch.optim import LBFGS, Optimizer
 
 from lightning_taylor_prune.errors import PruningError
-from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode, Replacement, next_state
+from lightning_taylor_prune.pruning.optimizer_state import (
+    HasSuccessor,
+    OptimizerStateMode,
+    Replacement,
+    fresh_state,
+    next_state,
+    restored_state,
+    state_on_cpu,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +89,57 @@ def prepare_optimizer(
         raise ValueError(f"mode must be one of {get_args(OptimizerStateMode)}, not {mode!r}")
     of = {id(replacement.old): replacement for replacement in replacements}
     reached = list(_reach(unwrap(optimizer)))
-    edits = [_edit(item, of) for item in reached if not isinstance(item, Optimizer) and _holds(item, of)]
+    edits = _edits_of_parameters(reached, of)
     if not edits:
         return OptimizerSwap()
-    # A wrapper may share its state with the optimizer that it drives: the inner one, reached later, decides.
-    owners = {id(item.state): item for item in reached if isinstance(item, Optimizer)}.values()
-    edits += [_Edit(owner.state, dict(owner.state), next_state(owner, of, mode)) for owner in owners]
+    edits += [_Edit(owner.state, dict(owner.state), next_state(owner, of, mode)) for owner in _owners(reached)]
+    return _swap(edits, reached)
+
+
+def states_of(optimizer: object, names: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Return a copy on the CPU of the state of an optimizer, and of each that it drives, by names of parameters.
+
+    Args:
+        optimizer: As in :func:`prepare_optimizer`.
+        names: Names of the parameters by identity; state of others is not copied.
+    """
+    owners = _owners(_reach(unwrap(optimizer)))
+    return [{names[id(p)]: state_on_cpu(values) for p, values in o.state.items() if id(p) in names} for o in owners]
+
+
+def prepare_restore(
+    optimizer: object, of: Mapping[int, HasSuccessor], states: Sequence[Mapping[str, Any]], names: Mapping[int, str]
+) -> OptimizerSwap:
+    """Compute an optimizer's way back to parameters and state that it had; nothing changes until that is committed.
+
+    Options of its groups (learning rates) are not changed: schedulers go on from where they are.
+
+    Args:
+        optimizer: As in :func:`prepare_optimizer`.
+        of: What takes the place of parameters, by identity.
+        states: What :func:`states_of` returned. If that was for fewer optimizers, the others begin anew.
+        names: Names of the parameters that the optimizer has now, by identity.
+    """
+    reached = list(_reach(unwrap(optimizer)))
+    edits, owners = _edits_of_parameters(reached, of), _owners(reached)
+    known = [*states, *[None] * (len(owners) - len(states))]
+    edits += [
+        _Edit(o.state, dict(o.state), fresh_state(o, of) if s is None else restored_state(o, of, s, names))
+        for o, s in zip(owners, known, strict=False)
+    ]
+    return _swap(edits, reached)
+
+
+def _edits_of_parameters(reached: Iterable[Any], of: Mapping[int, HasSuccessor]) -> list[_Edit]:
+    return [_edit(item, of) for item in reached if not isinstance(item, Optimizer) and _holds(item, of)]
+
+
+def _owners(reached: Iterable[Any]) -> list[Optimizer]:
+    """Return the optimizers that have a state of their own: the inner one, reached later, where a wrapper shares it."""
+    return list({id(item.state): item for item in reached if isinstance(item, Optimizer)}.values())
+
+
+def _swap(edits: Sequence[_Edit], reached: Iterable[Any]) -> OptimizerSwap:
     return OptimizerSwap(tuple(edits), tuple(item for item in reached if isinstance(item, LBFGS)))
 
 
@@ -139,14 +192,14 @@ def _refuse_sharded(optimizer: Optimizer) -> None:
         )
 
 
-def _holds(container: Any, of: Mapping[int, Replacement]) -> bool:
+def _holds(container: Any, of: Mapping[int, HasSuccessor]) -> bool:
     """Whether an old parameter is directly in ``container``."""
     if isinstance(container, dict):
         return any(id(key) in of or id(value) in of for key, value in container.items())
     return any(id(item) in of for item in container)
 
 
-def _edit(container: Any, of: Mapping[int, Replacement]) -> _Edit:
+def _edit(container: Any, of: Mapping[int, HasSuccessor]) -> _Edit:
     """New parameters in place of old ones, in the same order."""
 
     def new(item: Any) -> Any:

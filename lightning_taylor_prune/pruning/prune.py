@@ -18,7 +18,7 @@ from lightning_taylor_prune.modules.sizes import mark_sizes
 from lightning_taylor_prune.modules.updates import AttributeUpdate, attribute_updates
 from lightning_taylor_prune.plan import Cut, PruningPlan
 from lightning_taylor_prune.pruning.holders import Copy
-from lightning_taylor_prune.pruning.move import BufferReplacement, Move, take
+from lightning_taylor_prune.pruning.move import BufferReplacement, Move, successor, take
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode, Replacement
 from lightning_taylor_prune.pruning.optimizers import prepare_optimizer
 from lightning_taylor_prune.pruning.record import keep_record
@@ -121,7 +121,7 @@ def cut_tensors_(
         transaction.undo()
         raise
     for network, _ in networks:
-        _forget_compiled(network)
+        forget_compiled(network)
 
 
 def refuse_wrappers(model: nn.Module) -> None:
@@ -171,15 +171,9 @@ def _smaller(old: Tensor, cuts: tuple[Cut, ...]) -> Replacement | BufferReplacem
     data = take(old, cuts)
     if not isinstance(old, nn.Parameter):
         return BufferReplacement(old, data.requires_grad_(old.requires_grad), cuts)
-    new = nn.Parameter(data, requires_grad=old.requires_grad)
-    new.__dict__.update(old.__dict__)
+    new = successor(old, data)
     if old.grad is not None:
         new.grad = take(old.grad, cuts)
-    # The hook tables move as they are, so that handles which users hold still remove their hooks.
-    if old._backward_hooks:
-        new._backward_hooks = old._backward_hooks
-    if old._post_accumulate_grad_hooks:
-        new._post_accumulate_grad_hooks = old._post_accumulate_grad_hooks
     return Replacement(old, new, cuts)
 
 
@@ -246,7 +240,7 @@ def _mark_sizes(network: nn.Module, prefix: str, plan: PruningPlan, transaction:
         transaction.change(module, partial(mark_sizes, module, [rule.path]))
 
 
-def _forget_compiled(network: nn.Module) -> None:
+def forget_compiled(network: nn.Module) -> None:
     """Have compiled networks compiled anew after a cut: each would soon reach dynamo's limit on recompilations."""
     if any(_is_compiled(module) for module in network.modules()):
         torch._dynamo.reset()

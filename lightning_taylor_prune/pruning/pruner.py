@@ -66,6 +66,7 @@ class Pruner(AnalysedNetwork):
             :func:`~lightning_taylor_prune.pruning.outcome.history_row` says.
         criterion: The criterion, with what it has accumulated since the last prune.
         refused: Names of groups that are no longer pruned, as the network's code contradicted a plan.
+        batch_size: Examples in the call that was analysed.
         optimizers: May be replaced where a loop builds new ones.
         twins: Knows which modules have followed others since the training began.
 
@@ -136,7 +137,7 @@ class Pruner(AnalysedNetwork):
         self.history: list[dict[str, Any]] = []
         self.refused: set[str] = set()
         self.original, self.twins, self._trained = original, TwinWatch(model), TrainedParameters()
-        self._batch_size = batch_size(groups.calls[0])
+        self.batch_size = batch_size(groups.calls[0])
         self._updates = 0
         self.criterion = self._new_criterion()
 
@@ -233,7 +234,7 @@ class Pruner(AnalysedNetwork):
                 continue
             if choice.plan:
                 optimizers, mode = beside.with_optimizers(self.optimizers), self.settings.optimizer_state
-                steps = [*further_steps, Bookkeeping(self, choice.plan, scores, step, self._batch_size)]
+                steps = [*further_steps, Bookkeeping(self, choice.plan, scores, step, self.batch_size)]
                 cut_tensors_(self.model, choice.plan, optimizers, mode, beside.copies, beside.holders, steps)
             return choice
 

@@ -44,7 +44,8 @@ def progress_figure(progress: Progress, style: Style | None = None) -> Figure:
         panels[-1].set_xlabel("Iteration (optimizer step)")
         panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=5 if style.narrow else 9, integer=True))
         panels[-1].margins(x=0.015)
-        figure.suptitle(f"Pruning progress: {len(progress.iterations) - 1} prunes, each at a grey line")
+        back = f", {len(progress.taken_back)} of them taken back" if progress.taken_back else ""
+        figure.suptitle(f"Pruning progress: {len(progress.iterations) - 1} prunes, each at a grey line{back}")
     return figure
 
 
@@ -71,12 +72,18 @@ def _draw_accuracies(axes: Axes, progress: Progress, style: Style) -> None:
     """Draw the validation accuracy before the first prune and after each."""
     percent = [100 * value for value in progress.accuracies]
     axes.plot(progress.iterations, percent, color=style.palette.accent, marker="o", markersize=4, linewidth=1.2)
+    back = [(x, y) for x, y in zip(progress.iterations, percent, strict=True) if x in progress.taken_back]
+    if back:
+        axes.plot(*zip(*back, strict=True), "x", color=style.palette.accent, markersize=9, label="taken back")
+        axes.legend(loc="lower left")
     tidy(axes, style, "Validation accuracy\nafter each prune (%)")
 
 
 def _draw_filters(axes: Axes, progress: Progress, style: Style) -> None:
-    """Draw how many filters can still be pruned."""
-    axes.step(progress.iterations, progress.prunable_filters, where="post", color=style.palette.after, linewidth=1.6)
+    """Draw how many filters can still be pruned; prunes that were taken back made no lasting difference."""
+    counts = zip(progress.iterations, progress.prunable_filters, strict=True)
+    lasting = [(x, y) for x, y in counts if x not in progress.taken_back]
+    axes.step(*zip(*lasting, strict=True), where="post", color=style.palette.after, linewidth=1.6)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     tidy(axes, style, "Prunable filters\n(count)")

@@ -84,10 +84,11 @@ def _progress_picture(progress: Progress) -> Picture:
         else ""
     )
     prunable = progress.prunable_filters
+    lasting = [n for at, n in zip(progress.iterations, prunable, strict=True) if at not in progress.taken_back]
     alt = (
         f"Three line charts over the same iterations, with a vertical line at each of "
         f"{words.plural(len(progress.iterations) - 1, 'prune')}: training loss, validation accuracy, prunable filters. "
-        f"{accuracy}There are {prunable[0]:,} prunable filters at first and {prunable[-1]:,} at the end."
+        f"{accuracy}There are {prunable[0]:,} prunable filters at first and {lasting[-1]:,} at the end."
     )
     caption = "Each grey line is a prune: filters are removed, and training continues at once."
     return picture("progress", alt, caption, lambda style: progress_figure(progress, style))

@@ -88,6 +88,7 @@ class Progress:
         iterations: Iterations at which accuracy and filters were taken: 0, then one per prune.
         accuracies: Validation accuracy at these iterations, 0 to 1; NaN where it was not measured.
         prunable_filters: Filters that could still be pruned at these iterations.
+        taken_back: Iterations of the prunes that were taken back, as they spoilt a metric.
     """
 
     loss_iterations: Sequence[int]
@@ -95,6 +96,7 @@ class Progress:
     iterations: Sequence[int]
     accuracies: Sequence[float]
     prunable_filters: Sequence[int]
+    taken_back: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,9 @@ def group_losses(groups: Iterable[GroupResult], history: Sequence[Mapping[str, A
     Args:
         groups: The groups.
         history: Rows of the callback's history; their ``scores`` come from
-            :func:`~lightning_taylor_prune.pruning.select.score_summary`.
+            :func:`~lightning_taylor_prune.pruning.select.score_summary`. Prunes that were taken back do not count.
     """
-    scored = [row["scores"] for row in history if row.get("scores")]
+    scored = [row["scores"] for row in history if row.get("scores") and not row.get("taken_back")]
     first, last = (scored[0], scored[-1]) if scored else ({}, {})
     losses = [
         GroupLoss(

@@ -1,5 +1,6 @@
 """Every experiment, with its own settings but few images, few steps and no download."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from recipes import data as recipe_data
 from recipes import stages
-from recipes.folder import RETRAINED
+from recipes.folder import PRUNING, RETRAINED
 from tests.recipes.test_data import FakeCIFAR10
 
 EXPERIMENTS = {file.stem for file in (Path(__file__).resolve().parents[2] / "conf" / "experiment").glob("*.yaml")}
@@ -92,6 +93,16 @@ def test_finetune_imagefolder(colours, monkeypatch, compose_recipe):
     original = torch.load(Path(cfg.output_dir) / "original.pt", weights_only=True)["state_dict"]
     assert torch.equal(original["bn1.bias"], trained.bn1.bias) and original["fc.weight"].shape == (3, 512)
     assert kept_numbers(cfg) < 11_170_000
+
+
+def test_digits_accuracy_stop(compose_recipe):
+    """A network that has hardly been trained loses what it knows at once: it comes back unpruned, or smaller."""
+    cfg = compose_recipe("experiment=digits_accuracy_stop", *(s for s in FEW if not s.startswith("data.num_workers")))
+    stages.run(cfg)
+    record = json.loads((Path(cfg.output_dir) / PRUNING).read_text())
+    lasting = [row["params"] for row in record["history"] if not row["taken_back"]]
+    assert record["history"] and sum(record["filters_after"].values()) > 0
+    assert kept_numbers(cfg) >= (lasting[-1] if lasting else 272_186)
 
 
 def test_every_experiment_is_run_here():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from matplotlib import rcParams
@@ -104,3 +106,8 @@ def test_running_mean_uses_what_there_is():
 )
 def test_shared_prefix_goes_by_whole_parts(names, short):
     assert without_common_prefix(names) == short
+
+
+def test_a_prune_that_was_taken_back_is_marked_and_made_no_lasting_difference():
+    _, accuracy, filters = progress_figure(dataclasses.replace(PROGRESS, taken_back=[30])).axes
+    assert list(accuracy.lines[1].get_xdata()) == [30] and list(filters.lines[0].get_xdata()) == [0, 10, 20]

@@ -98,10 +98,13 @@ def batch_norm_backward(
     return [result, *(Labels(shape, vectors if shape else (), static=result.static) for shape in ctx.shapes[1:])]
 
 
-_POOLS = "max_pool{n}d_with_indices avg_pool{n}d _adaptive_avg_pool{n}d adaptive_max_pool{n}d"
+_POOLS = (
+    "max_pool{n}d_with_indices_backward avg_pool{n}d_backward "
+    "_adaptive_avg_pool{n}d_backward adaptive_max_pool{n}d_backward"
+)
 
 
-@register_rule(*(f"aten.{name}_backward" for n in "23" for name in _POOLS.format(n=n).split()))
+@register_rule(*(f"aten.{name}" for n in "23" for name in _POOLS.format(n=n).split()))
 def pool_backward(ctx: RuleContext, grad: Labels, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """Positions in space are mixed within each channel."""
     rank = int(ctx.node.target.__name__.split("pool")[1][0])  # type: ignore[union-attr]
