@@ -6,19 +6,12 @@ Every error names the argument, what was expected and what came.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lightning_taylor_prune.errors import ArgumentError
-from lightning_taylor_prune.groups.groups import ChannelGroups
-
-COSTS: dict[str, Callable[[ChannelGroups], int]] = {
-    "params": lambda groups: groups.params,
-    "macs": lambda groups: groups.macs,
-    "filters": lambda groups: groups.num_filters,
-}
-"""What a target may limit, and how it is read."""
+from lightning_taylor_prune.pruning.costs import COSTS
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from lightning_taylor_prune.groups.families import layer_name
 from lightning_taylor_prune.groups.group import ChannelGroup
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.plan import PruningPlan
-from lightning_taylor_prune.pruning.constraints import COSTS, Constraints, check_fraction, check_int
+from lightning_taylor_prune.pruning.constraints import Constraints, check_fraction, check_int
+from lightning_taylor_prune.pruning.costs import COSTS
 
 Floats = npt.NDArray[np.float64]
 
