@@ -104,6 +104,7 @@ def prune(recipe: Recipe, callback: TaylorPruningCallback) -> None:
         "before": before,
         "history": callback.history,
         "stop_reason": callback.stop_reason,
+        "stop_message": callback.stop_message,
         "filters_before": callback.filters_before,
         "filters_after": callback.filters_after,
         "groups": [asdict(group) for group in groups_of(callback.groups)] if callback.groups is not None else [],

@@ -40,8 +40,11 @@ def arguments_of(callback: ResumablePruning) -> dict[str, Any]:
 
 def has_other(state: Mapping[str, Any], callback: ResumablePruning, name: str) -> bool:
     """Whether a checkpoint's state was written with other arguments of some kind (see :func:`arguments_of`)."""
-    before = state.get("arguments")
-    return before is not None and before[name] != arguments_of(callback)[name]
+    before, now = state.get("arguments"), arguments_of(callback)[name]
+    if before is None:
+        return False
+    known = before[name]  # an earlier version does not know every argument
+    return ({**now, **known} if isinstance(now, dict) else known) != now  # type: ignore[no-any-return]
 
 
 def resume_with_other_arguments(callback: ResumablePruning, state: Mapping[str, Any]) -> None:
@@ -51,8 +54,8 @@ def resume_with_other_arguments(callback: ResumablePruning, state: Mapping[str, 
     needs the same again.
     """
     if callback.stop_reason is not None and has_other(state, callback, "limits"):
-        rank_zero_info(f"Pruning had ended ({callback.stop_reason}), and goes on under other limits.")
-        callback.stop_reason = None
+        rank_zero_info(f"Pruning had ended ({callback.stop_message}), and goes on under other limits.")
+        callback.stop_reason = callback.stop_message = None
     if has_other(state, callback, "rewrite_hard_coded") and state["history"]:
         before = state["arguments"]["rewrite_hard_coded"]
         rank_zero_warn(f"`rewrite_hard_coded={before}` remains, as the checkpoint's network was pruned so.")

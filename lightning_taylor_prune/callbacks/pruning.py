@@ -68,7 +68,7 @@ class TaylorPruningCallback(PruningSteps):
         rank_timeout: Under DDP, seconds to wait at a prune for other ranks before giving up with an error.
 
     Attributes:
-        pruner, groups, history, filters_before, filters_after, stop_reason: See
+        pruner, groups, history, filters_before, filters_after, stop_reason, stop_message: See
             :class:`~lightning_taylor_prune.callbacks.resume.ResumablePruning`.
 
     Raises:

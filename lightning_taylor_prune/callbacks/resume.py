@@ -37,6 +37,7 @@ from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.rank_scores import scores_of_all_ranks
 from lightning_taylor_prune.pruning.record import record_of
 from lightning_taylor_prune.pruning.settings import Settings
+from lightning_taylor_prune.pruning.stop import StopReason, stop_as_data, stop_of_data
 
 
 class ResumablePruning(Callback):
@@ -45,7 +46,9 @@ class ResumablePruning(Callback):
     Attributes:
         pruner: The :class:`~lightning_taylor_prune.pruning.pruner.Pruner` at work; ``None`` before the first batch.
         filters_before: Filters of every layer before the first prune.
-        stop_reason: Why pruning ended, or ``None`` while it goes on.
+        stop_reason: Why pruning ended, as a :class:`~lightning_taylor_prune.pruning.stop.StopReason`; ``None`` while
+            it goes on.
+        stop_message: The same as a sentence.
     """
 
     target: str | None
@@ -59,7 +62,8 @@ class ResumablePruning(Callback):
         super().__init__()
         self.pruner: Pruner | None = None
         self.filters_before: dict[str, int] = {}
-        self.stop_reason: str | None = None
+        self.stop_reason: StopReason | None = None
+        self.stop_message: str | None = None
         self._load_hooks: list[RemovableHandle] = []
         self._filters_after: dict[str, int] = {}
         self._resumed: dict[str, Any] = {}
@@ -130,9 +134,9 @@ class ResumablePruning(Callback):
         """Return where pruning stands, and the arguments that have brought it there, as plain data and tensors."""
         if self.pruner is None:
             return dict(self._resumed)
-        own = {"intervals": self._intervals, "stop_reason": self.stop_reason, "arguments": arguments_of(self)}
-        own["calls"] = self._first_batch.state_dict()
-        return {**self.pruner.state_dict(), **own}
+        stop = stop_as_data(self.stop_reason, self.stop_message)
+        own = {"intervals": self._intervals, "arguments": arguments_of(self), "calls": self._first_batch.state_dict()}
+        return {**self.pruner.state_dict(), **stop, **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint left off, with the arguments as they are now; groups follow with the first batch."""
@@ -141,7 +145,8 @@ class ResumablePruning(Callback):
         self._close()
         self._first_batch.forget()
         self.pruner, self._resumed = None, dict(state_dict)
-        self._intervals, self.stop_reason = state_dict["intervals"], state_dict["stop_reason"]
+        self._intervals = state_dict["intervals"]
+        self.stop_reason, self.stop_message = stop_of_data(state_dict)
         resume_with_other_arguments(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -163,7 +168,8 @@ class ResumablePruning(Callback):
         """Begin anew, with another module."""
         self._close()
         self._first_batch.forget()
-        self.pruner, self.stop_reason, self.filters_before = None, None, {}
+        self.pruner, self.filters_before = None, {}
+        self.stop_reason = self.stop_message = None
         self._resumed, self._intervals = {}, 0
 
     def _reopen(self, pl_module: LightningModule) -> None:
@@ -193,17 +199,20 @@ class ResumablePruning(Callback):
 
     def _stop_after(self, outcome: PruneOutcome) -> None:
         """End pruning where a target is reached, nothing is left to prune, or all prunes are done."""
+        assert self.groups is not None
         done = outcome and self.max_prunes is not None and len(self.history) >= self.max_prunes
-        if reason := reason_to_stop(outcome, self.settings.constraints, self.max_prunes if done else None):
-            self._stop(reason, warn=outcome.reason == "nothing_left")
+        limits, prunes = self.settings.constraints, self.max_prunes if done else None
+        if (stop := reason_to_stop(outcome, limits, self.groups, prunes)) is not None:
+            self._stop(*stop, warn=outcome.reason == "nothing_left")
 
     def _stop_after_last(self) -> None:
         if self.max_prunes is not None and len(self.history) >= self.max_prunes:
-            self._stop(f"all {self.max_prunes} prunes are done")
+            self._stop(StopReason.MAX_PRUNES, f"all {self.max_prunes} prunes are done")
 
-    def _stop(self, reason: str, warn: bool = False) -> None:
-        self.stop_reason = reason
-        (rank_zero_warn if warn else rank_zero_info)(f"Pruning ends after {len(self.history)} prunes: {reason}.")
+    def _stop(self, reason: StopReason, message: str, warn: bool = False) -> None:
+        """End pruning; training goes on."""
+        self.stop_reason, self.stop_message = reason, message
+        (rank_zero_warn if warn else rank_zero_info)(f"Pruning ends after {len(self.history)} prunes: {message}.")
         self._close()
 
     def _close(self) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_taylor_prune.errors import ArgumentError
-from lightning_taylor_prune.pruning.costs import COSTS
+from lightning_taylor_prune.pruning.costs import COSTS, LATENCY, Latency
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,10 @@ class Constraints:
         round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores).
         exclude: Names or shell patterns of layers, or names of modules that contain them: none of their filters is
             removed.
-        stop_at: Costs that must not be undercut: ``params``, ``macs`` or ``filters``, as a fraction of the original
-            network's (a float up to 1) or absolute.
+        stop_at: Costs that are to be reached and must not be undercut (names in
+            :data:`~lightning_taylor_prune.pruning.costs.COSTS`, or ``latency`` in milliseconds), as a fraction of the
+            original network's (a float up to 1) or absolute.
+        latency: Tells the latency, see :class:`~lightning_taylor_prune.pruning.costs.Latency`.
 
     Raises:
         ArgumentError: A value cannot be used.
@@ -36,13 +38,15 @@ class Constraints:
     round_to: int = 1
     exclude: Collection[str] = ()
     stop_at: Mapping[str, float] | None = None
+    latency: Latency | None = None
 
     def __post_init__(self) -> None:
         check_int("min_channels", self.min_channels, at_least=1)
         check_int("round_to", self.round_to, at_least=1)
         check_fraction("max_pruning_ratio", self.max_pruning_ratio)
         check_names("exclude", self.exclude)
-        check_stop_at(self.stop_at)
+        check_latency(self.latency)
+        check_stop_at(self.stop_at, self.latency)
 
 
 def check_int(name: str, value: Any, at_least: int) -> None:
@@ -84,14 +88,22 @@ def check_names(name: str, value: Any) -> None:
         raise _refusal(name, "a list of names", value)
 
 
-def check_stop_at(value: Any) -> None:
+def check_latency(value: Any) -> None:
+    """Check that an argument tells latencies."""
+    if value is not None and not isinstance(value, Latency):
+        raise _refusal("latency", "an object with methods `latency` and `unit_latency`, such as a table", value)
+
+
+def check_stop_at(value: Any, latency: Latency | None = None) -> None:
     """Check the costs that a target names, and their values."""
     if value is None:
         return
     if not isinstance(value, Mapping):
         raise _refusal("stop_at", "a dict from a cost to a number, such as {'params': 0.45}", value)
     for cost, limit in value.items():
-        check_choice("stop_at", cost, COSTS)
+        check_choice("stop_at", cost, (*COSTS, LATENCY))
+        if cost == LATENCY and latency is None:
+            raise ArgumentError("`stop_at` asks for a latency: hand in a table of measured times as `latency`.")
         is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
         if not is_number or not math.isfinite(limit) or limit <= 0:
             raise ArgumentError(f"Expected `stop_at[{cost!r}]` to be a positive number, but got {limit!r}.")

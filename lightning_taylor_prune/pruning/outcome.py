@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.plan import PruningPlan
-from lightning_taylor_prune.pruning.select import highest_removed, score_summary
+from lightning_taylor_prune.pruning.summary import highest_removed, score_summary
 
 
 @dataclass(frozen=True)

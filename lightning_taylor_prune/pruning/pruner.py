@@ -20,12 +20,14 @@ from lightning_taylor_prune.pruning.analysed import AnalysedNetwork
 from lightning_taylor_prune.pruning.beside import Beside, inside_and_beside
 from lightning_taylor_prune.pruning.bookkeeping import Bookkeeping
 from lightning_taylor_prune.pruning.constraints import Constraints, check_int, check_number
+from lightning_taylor_prune.pruning.layers import excluded_groups
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
 from lightning_taylor_prune.pruning.original import OriginalNetwork
 from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.pruning.prune import cut_tensors_, refuse_wrappers
 from lightning_taylor_prune.pruning.ranks import Ranks
-from lightning_taylor_prune.pruning.select import Choice, choose, excluded_groups
+from lightning_taylor_prune.pruning.reach import check_targets
+from lightning_taylor_prune.pruning.select import Choice, choose
 from lightning_taylor_prune.pruning.settings import Settings
 from lightning_taylor_prune.pruning.trained import TrainedParameters
 from lightning_taylor_prune.pruning.transaction import Step
@@ -115,6 +117,7 @@ class Pruner(AnalysedNetwork):
         check_number("rank_timeout", rank_timeout, at_least=0)
         refuse_wrappers(model)
         groups = find_groups(model, example_inputs, example_kwargs, rewrite_hard_coded=rewrite_hard_coded)
+        check_targets(groups, constraints)
         ranks = Ranks(f"Pruner, {criterion}", rank_timeout)
         self._begin(model, settings, groups, OriginalNetwork.of(model, groups), ranks)
         self.optimizers = optimizers

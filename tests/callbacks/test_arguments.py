@@ -76,7 +76,7 @@ def test_changed_limits_say_what_becomes_of_pruning(tmp_path: Path) -> None:
     run(tmp_path, None, pruning(), epochs=1)
     callback = pruning(max_prunes=3)
     run(tmp_path, "epoch=0.ckpt", callback)
-    assert callback.stop_reason == "all 3 prunes are done"
+    assert (callback.stop_reason, callback.stop_message) == ("max_prunes", "all 3 prunes are done")
 
 
 def test_changed_criterion_drops_the_scores_with_one_warning(tmp_path: Path) -> None:

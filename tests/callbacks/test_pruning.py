@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from lightning_taylor_prune import PruningWarning, TaylorPruningCallback, find_groups
+from lightning_taylor_prune import PruningWarning, StopReason, TaylorPruningCallback, find_groups
 from tests.lightning_modules import (
     Adversarial,
     ChildClassifier,
@@ -141,6 +141,22 @@ def test_target_is_reached_but_never_overshot(cost: str, value: float) -> None:
     fit(module, callback, max_epochs=4)
     reached = callback.history[-1][cost]
     assert floor <= reached < floor + 0.1 * whole and "target" in str(callback.stop_reason)
+
+
+def test_target_out_of_reach_is_refused_before_a_step_is_taken() -> None:
+    callback = TaylorPruningCallback(stop_at={"params": 0.1}, max_pruning_ratio=0.3)
+    run = trainer(callback)
+    with pytest.raises(
+        MisconfigurationException, match=r"`stop_at\['params'\]` to be at least .*`max_pruning_ratio=0.3`"
+    ):
+        run.fit(Classifier(), loader())
+    assert run.global_step == 0
+
+
+def test_reason_to_stop_is_a_value_and_a_sentence() -> None:
+    callback = TaylorPruningCallback(every_n_steps=1, stop_at={"params": 0.5})
+    fit(Classifier(), callback)
+    assert callback.stop_reason is StopReason.TARGET and "is reached: params" in str(callback.stop_message)
 
 
 def test_nothing_left_warns_once_and_training_goes_on() -> None:
