@@ -21,7 +21,9 @@ from lightning_taylor_prune.callbacks.trainer_compat import (
     window_correction,
 )
 from lightning_taylor_prune.callbacks.unprunable import OnUnprunable
+from lightning_taylor_prune.pruning.budget import Budget, Schedule
 from lightning_taylor_prune.pruning.constraints import Constraints, check_bool, check_choice, check_int, check_number
+from lightning_taylor_prune.pruning.costs import Latency
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.pruning.settings import Settings
@@ -38,7 +40,8 @@ class TaylorPruningCallback(PruningSteps):
     Args:
         every_n_steps: Optimizer steps between two prunes.
         filters_per_prune: Units to remove at each prune. A unit is mostly one filter; coupled filters (a residual
-            stream's, say) count once.
+            stream's, say) count once. By default 8; with ``stop_at`` and ``max_prunes``, the way to the target is
+            spread over the prunes instead, in units of the target.
         max_prunes: Prunes after which training just goes on; ``None`` for no limit.
         start_step: Optimizer step at which the first interval begins.
         target: Name of the submodule to prune. By default what ``training_step`` calls: the module's own
@@ -53,8 +56,10 @@ class TaylorPruningCallback(PruningSteps):
         round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores).
         exclude: Layers that keep all their filters: names, shell patterns, or names of modules that contain them.
         validate_after_prune: Run the validation loop after each prune.
-        stop_at: Costs never to undercut, such as ``{"params": 0.45}``: ``params``, ``macs`` or ``filters`` (units of
-            linear layers count, too), as a fraction of the original network (a float up to 1) or absolute (an int).
+        stop_at: Costs to reach and never to undercut, such as ``{"params": 0.45}``: ``params``, ``macs`` (per
+            example), ``filters`` (units of linear layers count, too), ``memory`` (bytes of parameters and buffers),
+            ``activation_memory`` (bytes alive at once in a forward pass), ``latency`` (milliseconds), as a fraction of
+            the original network (a float up to 1) or absolute. A target out of reach is refused in the first batch.
         normalize: How scores are divided within each group before they are compared over all: ``"none"``, ``"mean"``,
             ``"l2"``, ``"max"``; by default what suits the criterion.
         macs_weight: Preference for units that cost many MACs; see
@@ -66,6 +71,11 @@ class TaylorPruningCallback(PruningSteps):
             module that return one), where they are held by neither callbacks nor the module, or change only after the
             first prune and by code that is not seen.
         rank_timeout: Under DDP, seconds to wait at a prune for other ranks before giving up with an error.
+        schedule: How the way to ``stop_at`` is spread over the prunes, without ``filters_per_prune``: ``"linear"``,
+            ``"cubic"`` (much at first: ``1 - (1 - t) ** 3`` of it after the share ``t`` of the prunes), or a function
+            from [0, 1] to [0, 1] that never falls and ends at 1.
+        latency: Tells the latency of networks: a table of measured times, see
+            :class:`~lightning_taylor_prune.pruning.costs.Latency`.
 
     Attributes:
         pruner, groups, history, filters_before, filters_after, stop_reason, stop_message: See
@@ -82,7 +92,7 @@ class TaylorPruningCallback(PruningSteps):
     def __init__(
         self,
         every_n_steps: int = 50,
-        filters_per_prune: int = 8,
+        filters_per_prune: int | None = None,
         max_prunes: int | None = 30,
         start_step: int = 0,
         target: str | None = None,
@@ -100,13 +110,14 @@ class TaylorPruningCallback(PruningSteps):
         on_unprunable: OnUnprunable = "warn",
         copies: Sequence[Any] = (),
         rank_timeout: float = 600.0,
+        schedule: Schedule = "linear",
+        latency: Latency | None = None,
     ) -> None:
         with as_misconfiguration():
-            constraints = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at)
-            settings = Settings(criterion, optimizer_state, normalize, macs_weight, rewrite_hard_coded, constraints)
-            for name, value in (("every_n_steps", every_n_steps), ("filters_per_prune", filters_per_prune)):
-                check_int(name, value, at_least=1)
-            check_int("max_prunes", 1 if max_prunes is None else max_prunes, at_least=1)
+            limits = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at, latency)
+            budget = Budget(filters_per_prune, max_prunes, schedule)
+            settings = Settings(criterion, optimizer_state, normalize, macs_weight, rewrite_hard_coded, limits, budget)
+            check_int("every_n_steps", every_n_steps, at_least=1)
             check_int("start_step", start_step, at_least=0)
             check_bool("validate_after_prune", validate_after_prune)
             check_choice("on_unprunable", on_unprunable, get_args(OnUnprunable))

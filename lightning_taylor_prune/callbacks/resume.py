@@ -90,6 +90,16 @@ class ResumablePruning(Callback):
         """
         return self._resumed.get("history", []) if self.pruner is None else self.pruner.history
 
+    @property
+    def prunes_left(self) -> int | None:
+        """How many prunes are to come at most; ``None`` without a limit."""
+        if self.max_prunes is None:
+            return None
+        done = len(self.history)
+        if self.settings.budget.spreads(self.settings.constraints):  # one may have found nothing that fits its share
+            done = self._resumed.get("attempts", done) if self.pruner is None else self.pruner.attempts
+        return max(self.max_prunes - done, 0)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the module take a checkpoint's shapes, from before a checkpoint is read."""
         if not is_loadable(pl_module):

@@ -137,7 +137,7 @@ def _foreseen(pruning: TaylorPruningCallback, step: int, last_step: int | None) 
         return done, 0
     after_start = step - pruning.start_step
     passed = max(after_start, 0) // every
-    limits = [] if pruning.max_prunes is None else [pruning.max_prunes - done]
+    limits = [] if pruning.prunes_left is None else [pruning.prunes_left]
     if last_step is not None:
         limits.append(max(last_step - pruning.start_step, 0) // every - passed)
     if not limits:

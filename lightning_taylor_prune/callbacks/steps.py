@@ -35,7 +35,7 @@ class PruningSteps(ResumablePruning):
         copies: Copies of the network to prune with it.
     """
 
-    filters_per_prune: int
+    filters_per_prune: int | None
     validate_after_prune: bool
     on_unprunable: OnUnprunable
     rank_timeout: float

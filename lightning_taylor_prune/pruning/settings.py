@@ -7,6 +7,7 @@ from typing import get_args
 
 from lightning_taylor_prune.criteria.criterion import CRITERIA
 from lightning_taylor_prune.criteria.normalize import NORMALIZATIONS
+from lightning_taylor_prune.pruning.budget import Budget
 from lightning_taylor_prune.pruning.constraints import Constraints, check_bool, check_choice, check_number
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
 
@@ -22,6 +23,7 @@ class Settings:
         macs_weight: Preference for units that cost many MACs.
         rewrite_hard_coded: Whether modules whose code holds sizes as numbers get a generated `forward`.
         constraints: What a choice must respect.
+        budget: How much each prune removes.
 
     Raises:
         ArgumentError: A value cannot be used.
@@ -33,6 +35,7 @@ class Settings:
     macs_weight: float = 0.0
     rewrite_hard_coded: bool = False
     constraints: Constraints = field(default_factory=Constraints)
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         check_choice("criterion", self.criterion, CRITERIA)

@@ -75,6 +75,13 @@ def test_prunes_and_steps_foreseen(callback, step, last, expected):
     assert (now.done, now.total, now.steps_left) == expected
 
 
+def test_prune_whose_share_was_smaller_than_a_unit_counts_as_done():
+    callback = pruned(2, stop_at={"params": 0.5})
+    callback.load_state_dict({**callback.state_dict(), "attempts": 3})
+    now = pruning_status(callback, Sizes(), 30, None)
+    assert (now.done, now.total, now.steps_left) == (2, 4, 20)
+
+
 def test_pruning_that_stopped_has_no_steps_to_go():
     callback = pruned(2)
     callback.stop_reason = "the target would be overshot"
