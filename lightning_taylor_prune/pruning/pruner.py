@@ -78,6 +78,7 @@ class Pruner(PruningProgress):
         TraceError: The network cannot be traced.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         >>> pruner = Pruner(net, torch.zeros(4, 1, 8, 8), optimizers=[optimizer])
