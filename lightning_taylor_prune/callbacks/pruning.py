@@ -25,6 +25,7 @@ from lightning_taylor_prune.pruning.budget import Budget, Schedule
 from lightning_taylor_prune.pruning.constraints import Constraints, check_bool, check_choice, check_int, check_number
 from lightning_taylor_prune.pruning.costs import Latency
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
+from lightning_taylor_prune.pruning.rank_by import RankBy
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.pruning.settings import Settings
 from lightning_taylor_prune.report import filters_table
@@ -74,6 +75,9 @@ class TaylorPruningCallback(PruningSteps):
         schedule: How the way to ``stop_at`` is spread over the prunes, without ``filters_per_prune``: ``"linear"``,
             ``"cubic"`` (much at first: ``1 - (1 - t) ** 3`` of it after the share ``t`` of the prunes), or a function
             from [0, 1] to [0, 1] that never falls and ends at 1.
+        rank_by: What units are compared by: ``"score"`` (the default), ``"score_per_param"``, ``"score_per_mac"``,
+            ``"score_per_ms"`` (each with what the network saves without the unit), or ``"isomorphic"`` (only units of
+            like structure compete); see :func:`~lightning_taylor_prune.pruning.rank_by.rank_scores`.
         latency: Tells the latency of networks: a table of measured times, see
             :class:`~lightning_taylor_prune.pruning.costs.Latency`.
 
@@ -111,12 +115,14 @@ class TaylorPruningCallback(PruningSteps):
         copies: Sequence[Any] = (),
         rank_timeout: float = 600.0,
         schedule: Schedule = "linear",
+        rank_by: RankBy | None = None,
         latency: Latency | None = None,
     ) -> None:
         with as_misconfiguration():
             limits = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at, latency)
             budget = Budget(filters_per_prune, max_prunes, schedule)
-            settings = Settings(criterion, optimizer_state, normalize, macs_weight, rewrite_hard_coded, limits, budget)
+            how = (criterion, optimizer_state, normalize, macs_weight, rewrite_hard_coded)
+            settings = Settings(*how, limits, budget, rank_by)
             check_int("every_n_steps", every_n_steps, at_least=1)
             check_int("start_step", start_step, at_least=0)
             check_bool("validate_after_prune", validate_after_prune)

@@ -24,6 +24,7 @@ from lightning_taylor_prune.pruning.original import OriginalNetwork
 from lightning_taylor_prune.pruning.outcome import PruneOutcome
 from lightning_taylor_prune.pruning.progress import PruningProgress
 from lightning_taylor_prune.pruning.prune import cut_tensors_, refuse_wrappers
+from lightning_taylor_prune.pruning.rank_by import RankBy, rank_scores
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.pruning.reach import check_targets
 from lightning_taylor_prune.pruning.select import Choice, choose
@@ -58,6 +59,7 @@ class Pruner(PruningProgress):
             :func:`~lightning_taylor_prune.pruning.select.select`.
         max_prunes: Prunes over which the way to ``stop_at`` is spread, where :meth:`prune` is not told how many units.
         schedule: How it is spread: ``"linear"``, ``"cubic"``, or a function from [0, 1] to [0, 1].
+        rank_by: What units are compared by, see :func:`~lightning_taylor_prune.pruning.rank_by.rank_scores`.
         latency: Tells latencies, see :class:`~lightning_taylor_prune.pruning.costs.Latency`.
         normalize: How scores are divided within each group; by default what suits the criterion.
         macs_weight: Preference for units that cost many MACs.
@@ -112,19 +114,22 @@ class Pruner(PruningProgress):
         stop_at: Mapping[str, float] | None = None,
         max_prunes: int | None = None,
         schedule: Schedule = "linear",
+        rank_by: RankBy | None = None,
         latency: Latency | None = None,
         normalize: str | None = None,
         macs_weight: float = 0.0,
         rewrite_hard_coded: bool = False,
         rank_timeout: float = 600.0,
     ) -> None:
-        constraints = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at, latency)
+        limits = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at, latency)
         budget = Budget(None, max_prunes, schedule)
-        settings = Settings(criterion, optimizer_state, normalize, macs_weight, rewrite_hard_coded, constraints, budget)
+        settings = Settings(
+            criterion, optimizer_state, normalize, macs_weight, rewrite_hard_coded, limits, budget, rank_by
+        )
         check_number("rank_timeout", rank_timeout, at_least=0)
         refuse_wrappers(model)
         groups = find_groups(model, example_inputs, example_kwargs, rewrite_hard_coded=rewrite_hard_coded)
-        check_targets(groups, constraints)
+        check_targets(groups, limits)
         ranks = Ranks(f"Pruner, {criterion}", rank_timeout)
         self._begin(model, settings, groups, OriginalNetwork.of(model, groups), ranks)
         self.optimizers = optimizers
@@ -229,11 +234,14 @@ class Pruner(PruningProgress):
             self._warn(f"Step {step}: no prune, as {seen}.")
             return PruneOutcome(self.groups.plan({}), "no_scores")
         self._trained.warn_unscored(raw, self.model, self.groups)
-        choice = self._cut(self._normalized(raw), filters, step, beside, further_steps)
+        choice = self._cut(self._comparable(raw), filters, step, beside, further_steps)
         return PruneOutcome(choice.plan, choice.reason)
 
-    def _normalized(self, raw: Tensor) -> Tensor:
-        return normalize_scores(raw, self.groups, self.settings.normalization, self.settings.macs_weight)
+    def _comparable(self, raw: Tensor) -> Tensor:
+        """Return what units are compared by."""
+        how, latency = self.settings, self.settings.constraints.latency
+        scores = normalize_scores(raw, self.groups, how.normalization, how.macs_weight)
+        return rank_scores(scores, self.groups, how.rank_by, latency)
 
     def _cut(
         self, scores: Tensor, filters: int | None, step: int, beside: Beside, further_steps: Sequence[Step]
@@ -245,7 +253,7 @@ class Pruner(PruningProgress):
             self.ranks.agree(choice.plan.digest() if divergence is None else divergence.message)
             if divergence is not None:
                 if self._analysed_anew():
-                    scores = self._normalized(self.scores)
+                    scores = self._comparable(self.scores)
                 else:
                     self._refuse(choice.plan, divergence)
                 continue

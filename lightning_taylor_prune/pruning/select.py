@@ -14,6 +14,7 @@ from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.plan import PruningPlan
 from lightning_taylor_prune.pruning.constraints import Constraints, check_fraction, check_int
 from lightning_taylor_prune.pruning.costs import Latency
+from lightning_taylor_prune.pruning.rank_by import RankBy, check_rank_by, rank_scores
 from lightning_taylor_prune.pruning.ranking import Block, ranked_blocks
 from lightning_taylor_prune.pruning.targets import Target, targets_of, with_floors
 
@@ -37,6 +38,7 @@ def select(
     round_to: int = 1,
     exclude: Collection[str] = (),
     stop_at: Mapping[str, float] | None = None,
+    rank_by: RankBy | None = None,
     latency: Latency | None = None,
 ) -> PruningPlan:
     """Choose the units of lowest score over all groups.
@@ -56,6 +58,7 @@ def select(
             network's, anything else absolute. Costs are ``params``, ``macs`` (per example), ``filters``, ``memory`` and
             ``activation_memory`` (bytes), ``latency`` (milliseconds). Where the next unit would undercut one, those of
             higher score that fit are chosen, until the cost is within 1 % of the target (latency 3 %).
+        rank_by: What units are compared by, see :func:`~lightning_taylor_prune.pruning.rank_by.rank_scores`.
         latency: Tells latencies, see :class:`~lightning_taylor_prune.pruning.costs.Latency`.
 
     Returns:
@@ -81,7 +84,9 @@ def select(
         check_fraction("pruning_ratio", pruning_ratio, zero=True)
     wanted = num_units if num_units is not None else int((pruning_ratio or 0.0) * groups.num_units)
     constraints = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at, latency)
-    return choose(groups, scores, wanted, constraints).plan
+    check_rank_by(rank_by, latency)
+    check_scores(groups, scores)
+    return choose(groups, rank_scores(scores, groups, rank_by, latency), wanted, constraints).plan
 
 
 def choose(
@@ -100,8 +105,7 @@ def choose(
         constraints: What to respect.
         floors: Absolute costs that this choice must not undercut on the way to the targets.
     """
-    if scores.shape != (groups.num_units,):
-        raise PlanError(f"Expected `scores` of shape ({groups.num_units},), but got {tuple(scores.shape)}.")
+    check_scores(groups, scores)
     blocks = ranked_blocks(groups, scores.detach().double().cpu().numpy(), constraints)
     targets = targets_of(groups, constraints)
     if floors is None:
@@ -109,6 +113,12 @@ def choose(
     else:
         taken, reason = _on_the_way(groups, blocks, with_floors(targets, floors))
     return Choice(_plan(groups, taken), reason)
+
+
+def check_scores(groups: ChannelGroups, scores: Tensor) -> None:
+    """Check that there is a score for every unit."""
+    if scores.shape != (groups.num_units,):
+        raise PlanError(f"Expected `scores` of shape ({groups.num_units},), but got {tuple(scores.shape)}.")
 
 
 def _on_the_way(
