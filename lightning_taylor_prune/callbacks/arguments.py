@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_taylor_prune.pruning.checkpoint import shapes_of
+from lightning_taylor_prune.pruning.layers import Layers
 
 if TYPE_CHECKING:
     from lightning_taylor_prune.callbacks.resume import ResumablePruning
@@ -30,12 +31,21 @@ def arguments_of(callback: ResumablePruning) -> dict[str, Any]:
         "limits": {
             "max_prunes": callback.max_prunes,
             "min_channels": limits.min_channels,
-            "max_pruning_ratio": limits.max_pruning_ratio,
+            "max_pruning_ratio": _ratios(limits.max_pruning_ratio),
             "round_to": limits.round_to,
-            "exclude": sorted(limits.exclude),
+            "exclude": sorted(map(_layers, limits.exclude)),
+            "include": None if limits.include is None else sorted(map(_layers, limits.include)),
             "stop_at": dict(limits.stop_at or {}),
         },
     }
+
+
+def _layers(named: Layers) -> str:
+    return named if isinstance(named, str) else f"{named.__module__}.{named.__qualname__}"
+
+
+def _ratios(ratio: float | Mapping[Layers, float]) -> float | dict[str, float]:
+    return {_layers(named): r for named, r in ratio.items()} if isinstance(ratio, Mapping) else ratio
 
 
 def has_other(state: Mapping[str, Any], callback: ResumablePruning, name: str) -> bool:

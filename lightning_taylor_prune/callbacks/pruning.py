@@ -24,6 +24,7 @@ from lightning_taylor_prune.callbacks.unprunable import OnUnprunable
 from lightning_taylor_prune.pruning.budget import Budget, Schedule
 from lightning_taylor_prune.pruning.constraints import Constraints, check_bool, check_choice, check_int, check_number
 from lightning_taylor_prune.pruning.costs import Latency
+from lightning_taylor_prune.pruning.layers import Layers
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
 from lightning_taylor_prune.pruning.rank_by import RankBy
 from lightning_taylor_prune.pruning.ranks import Ranks
@@ -53,9 +54,14 @@ class TaylorPruningCallback(PruningSteps):
         optimizer_state: ``"reset"`` clears momentum and moments of all parameters at each prune; ``"slice"`` keeps
             those of the channels that are kept.
         min_channels: Channels that every group keeps at least.
-        max_pruning_ratio: Largest fraction of a group's channels that may be removed over the whole training.
+        max_pruning_ratio: Largest fraction of a group's channels that may be removed over the whole training, or a dict
+            of those by layer, such as ``{"layer3.*": 0.5}``: of several that match the smallest counts; the others
+            have 0.9.
         round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores).
-        exclude: Layers that keep all their filters: names, shell patterns, or names of modules that contain them.
+        exclude: Layers that keep all their filters: names, shell patterns, names of modules that contain them, or
+            classes of either (``[nn.Linear]``).
+        include: The same, for the only layers that lose filters. Layers whose filters are tied (by a residual stream)
+            lose them where all of these are included.
         validate_after_prune: Run the validation loop after each prune.
         stop_at: Costs to reach and never to undercut, such as ``{"params": 0.45}``: ``params``, ``macs`` (per
             example), ``filters`` (units of linear layers count, too), ``memory`` (bytes of parameters and buffers),
@@ -103,9 +109,9 @@ class TaylorPruningCallback(PruningSteps):
         criterion: str = "taylor",
         optimizer_state: OptimizerStateMode = "reset",
         min_channels: int = 1,
-        max_pruning_ratio: float = 0.9,
+        max_pruning_ratio: float | Mapping[Layers, float] = 0.9,
         round_to: int = 1,
-        exclude: Sequence[str] = (),
+        exclude: Sequence[Layers] = (),
         validate_after_prune: bool = True,
         stop_at: Mapping[str, float | int] | None = None,
         normalize: str | None = None,
@@ -116,10 +122,11 @@ class TaylorPruningCallback(PruningSteps):
         rank_timeout: float = 600.0,
         schedule: Schedule = "linear",
         rank_by: RankBy | None = None,
+        include: Sequence[Layers] | None = None,
         latency: Latency | None = None,
     ) -> None:
         with as_misconfiguration():
-            limits = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at, latency)
+            limits = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at, include, latency)
             budget = Budget(filters_per_prune, max_prunes, schedule)
             how = (criterion, optimizer_state, normalize, macs_weight, rewrite_hard_coded)
             settings = Settings(*how, limits, budget, rank_by)

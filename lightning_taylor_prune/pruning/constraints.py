@@ -10,8 +10,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from lightning_taylor_prune.errors import ArgumentError
 from lightning_taylor_prune.pruning.costs import COSTS, LATENCY, Latency
+from lightning_taylor_prune.pruning.layers import Layers
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,16 @@ class Constraints:
 
     Attributes:
         min_channels: Units that every group keeps at least.
-        max_pruning_ratio: Largest fraction of a group's original units that may be removed, in (0, 1].
+        max_pruning_ratio: Largest fraction of a group's original units that may be removed, in (0, 1]; or one by layer
+            (named as in ``exclude``). Of several that match, the smallest counts; what none names has 0.9.
         round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores).
-        exclude: Names or shell patterns of layers, or names of modules that contain them: none of their filters is
-            removed.
+        exclude: Names or shell patterns of layers, names of modules that contain them, or classes of either: none of
+            their filters is removed.
         stop_at: Costs that are to be reached and must not be undercut (names in
             :data:`~lightning_taylor_prune.pruning.costs.COSTS`, or ``latency`` in milliseconds), as a fraction of the
             original network's (a float up to 1) or absolute.
+        include: The same, for the only layers whose filters are removed; ``None`` for all. Filters of a layer that are
+            tied to those of others (by a residual stream) are removed where all of these are included.
         latency: Tells the latency, see :class:`~lightning_taylor_prune.pruning.costs.Latency`.
 
     Raises:
@@ -34,17 +40,20 @@ class Constraints:
     """
 
     min_channels: int = 1
-    max_pruning_ratio: float = 1.0
+    max_pruning_ratio: float | Mapping[Layers, float] = 1.0
     round_to: int = 1
-    exclude: Collection[str] = ()
+    exclude: Collection[Layers] = ()
     stop_at: Mapping[str, float] | None = None
+    include: Collection[Layers] | None = None
     latency: Latency | None = None
 
     def __post_init__(self) -> None:
         check_int("min_channels", self.min_channels, at_least=1)
         check_int("round_to", self.round_to, at_least=1)
-        check_fraction("max_pruning_ratio", self.max_pruning_ratio)
-        check_names("exclude", self.exclude)
+        check_ratio("max_pruning_ratio", self.max_pruning_ratio)
+        check_layers("exclude", self.exclude)
+        if self.include is not None:
+            check_layers("include", self.include)
         check_latency(self.latency)
         check_stop_at(self.stop_at, self.latency)
 
@@ -81,11 +90,27 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
         raise _refusal(name, f"one of {', '.join(choices)}", value)
 
 
-def check_names(name: str, value: Any) -> None:
-    """Check that an argument is a list or tuple of strings (not one string)."""
+def check_layers(name: str, value: Any) -> None:
+    """Check that an argument is a list or tuple of names and classes of modules (not one of these)."""
     is_iterable = isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping))
-    if not is_iterable or not all(isinstance(item, str) for item in value):
-        raise _refusal(name, "a list of names", value)
+    if not is_iterable or not all(_can_name_layers(item) for item in value):
+        raise _refusal(name, "a list of names, patterns or classes of modules", value)
+    if name == "include" and not value:
+        raise _refusal(name, "a list of names that is not empty, or None for all layers", value)
+
+
+def _can_name_layers(item: Any) -> bool:
+    return isinstance(item, str) or (isinstance(item, type) and issubclass(item, nn.Module))
+
+
+def check_ratio(name: str, value: Any) -> None:
+    """Check that an argument is a fraction, or a dict from layers to fractions."""
+    if not isinstance(value, Mapping):
+        return check_fraction(name, value)
+    for layers, ratio in value.items():
+        if not _can_name_layers(layers):
+            raise _refusal(name, "a dict from names, patterns or classes of modules to fractions", value)
+        check_fraction(f"{name}[{layers!r}]", ratio)
 
 
 def check_latency(value: Any) -> None:

@@ -18,7 +18,7 @@ from lightning_taylor_prune.pruning.bookkeeping import Bookkeeping
 from lightning_taylor_prune.pruning.budget import Budget, Schedule, Share
 from lightning_taylor_prune.pruning.constraints import Constraints, check_int, check_number
 from lightning_taylor_prune.pruning.costs import Latency
-from lightning_taylor_prune.pruning.layers import excluded_groups
+from lightning_taylor_prune.pruning.layers import Layers, ratios_of_groups, without_leave
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
 from lightning_taylor_prune.pruning.original import OriginalNetwork
 from lightning_taylor_prune.pruning.outcome import PruneOutcome
@@ -52,9 +52,14 @@ class Pruner(PruningProgress):
         optimizer_state: ``"reset"`` clears the state of all parameters at each prune; ``"slice"`` keeps that of the
             channels that are kept.
         min_channels: Channels that every group keeps at least.
-        max_pruning_ratio: Largest fraction of a group's channels that may be removed over the whole training.
+        max_pruning_ratio: Largest fraction of a group's channels that may be removed over the whole training, or a dict
+            of those by layer, such as ``{"layer3.*": 0.5}``: of several that match the smallest counts; the others
+            have 0.9.
         round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores).
-        exclude: Layers that keep all their filters: names, shell patterns, or names of modules that contain them.
+        exclude: Layers that keep all their filters: names, shell patterns, names of modules that contain them, or
+            classes of either (``[nn.Linear]``).
+        include: The same, for the only layers that lose filters. Layers whose filters are tied (by a residual stream)
+            lose them where all of these are included.
         stop_at: Costs to reach and never to undercut, such as ``{"params": 0.45}``; see
             :func:`~lightning_taylor_prune.pruning.select.select`.
         max_prunes: Prunes over which the way to ``stop_at`` is spread, where :meth:`prune` is not told how many units.
@@ -108,9 +113,10 @@ class Pruner(PruningProgress):
         optimizers: Sequence[object] | object = (),
         optimizer_state: OptimizerStateMode = "reset",
         min_channels: int = 1,
-        max_pruning_ratio: float = 0.9,
+        max_pruning_ratio: float | Mapping[Layers, float] = 0.9,
         round_to: int = 1,
-        exclude: Collection[str] = (),
+        exclude: Collection[Layers] = (),
+        include: Collection[Layers] | None = None,
         stop_at: Mapping[str, float] | None = None,
         max_prunes: int | None = None,
         schedule: Schedule = "linear",
@@ -121,7 +127,7 @@ class Pruner(PruningProgress):
         rewrite_hard_coded: bool = False,
         rank_timeout: float = 600.0,
     ) -> None:
-        limits = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at, latency)
+        limits = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at, include, latency)
         budget = Budget(None, max_prunes, schedule)
         settings = Settings(
             criterion, optimizer_state, normalize, macs_weight, rewrite_hard_coded, limits, budget, rank_by
@@ -146,7 +152,8 @@ class Pruner(PruningProgress):
     def _begin(
         self, model: nn.Module, settings: Settings, groups: ChannelGroups, original: OriginalNetwork, ranks: Ranks
     ) -> None:
-        excluded_groups(groups, settings.constraints.exclude)
+        without_leave(groups, settings.constraints)
+        ratios_of_groups(groups, settings.constraints.max_pruning_ratio)
         self.model, self.settings, self.groups, self.ranks = model, settings, groups, ranks
         self.history: list[dict[str, Any]] = []
         self.refused: set[str] = set()

@@ -64,7 +64,7 @@ def _binding(target: Target, original: ChannelGroups, least: ChannelGroups, cons
     for name, loosened in _loosened(constraints).items():
         value, reachable = getattr(constraints, name), target.measure(smallest(original, loosened))
         if reachable < target.measure(least):
-            shown = value if isinstance(value, (int, float, Mapping)) else list(value)
+            shown = value if isinstance(value, (int, float, Mapping)) else list(value or ())
             yield f"`{name}={shown}` (without it: {target.said(reachable)})"
 
 
@@ -74,6 +74,7 @@ def _loosened(constraints: Constraints) -> dict[str, Constraints]:
         "min_channels": replace(constraints, min_channels=1),
         "max_pruning_ratio": replace(constraints, max_pruning_ratio=1.0),
         "round_to": replace(constraints, round_to=1),
+        "include": replace(constraints, include=None),
         "exclude": replace(constraints, exclude=()),
     }
 

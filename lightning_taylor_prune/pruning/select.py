@@ -14,6 +14,7 @@ from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.plan import PruningPlan
 from lightning_taylor_prune.pruning.constraints import Constraints, check_fraction, check_int
 from lightning_taylor_prune.pruning.costs import Latency
+from lightning_taylor_prune.pruning.layers import Layers
 from lightning_taylor_prune.pruning.rank_by import RankBy, check_rank_by, rank_scores
 from lightning_taylor_prune.pruning.ranking import Block, ranked_blocks
 from lightning_taylor_prune.pruning.targets import Target, targets_of, with_floors
@@ -34,9 +35,10 @@ def select(
     *,
     pruning_ratio: float | None = None,
     min_channels: int = 1,
-    max_pruning_ratio: float = 1.0,
+    max_pruning_ratio: float | Mapping[Layers, float] = 1.0,
     round_to: int = 1,
-    exclude: Collection[str] = (),
+    exclude: Collection[Layers] = (),
+    include: Collection[Layers] | None = None,
     stop_at: Mapping[str, float] | None = None,
     rank_by: RankBy | None = None,
     latency: Latency | None = None,
@@ -51,9 +53,11 @@ def select(
         num_units: How many units to remove at most.
         pruning_ratio: Instead, the fraction of all units, in [0, 1].
         min_channels: Units that every group keeps at least.
-        max_pruning_ratio: Largest fraction of a group's original units that may be removed, earlier plans included.
+        max_pruning_ratio: Largest fraction of a group's original units that may be removed, earlier plans included;
+            or a dict of those by layer: of several that match the smallest counts, and what none names has 0.9.
         round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores).
-        exclude: Names or patterns of layers, none of whose filters is removed.
+        exclude: Names, patterns or classes of layers, or of modules around them, none of whose filters is removed.
+        include: The same, for the only layers whose filters are removed.
         stop_at: Costs that must not be undercut: ``{"params": 0.45}``; a float up to 1 is a fraction of the original
             network's, anything else absolute. Costs are ``params``, ``macs`` (per example), ``filters``, ``memory`` and
             ``activation_memory`` (bytes), ``latency`` (milliseconds). Where the next unit would undercut one, those of
@@ -83,7 +87,7 @@ def select(
     else:
         check_fraction("pruning_ratio", pruning_ratio, zero=True)
     wanted = num_units if num_units is not None else int((pruning_ratio or 0.0) * groups.num_units)
-    constraints = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at, latency)
+    constraints = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at, include, latency)
     check_rank_by(rank_by, latency)
     check_scores(groups, scores)
     return choose(groups, rank_scores(scores, groups, rank_by, latency), wanted, constraints).plan
