@@ -90,13 +90,22 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
         raise _refusal(name, f"one of {', '.join(choices)}", value)
 
 
+def check_names(name: str, value: Any) -> None:
+    """Check that an argument is a list or tuple of strings (not one string)."""
+    if not _is_list(value) or not all(isinstance(item, str) for item in value):
+        raise _refusal(name, "a list of names", value)
+
+
 def check_layers(name: str, value: Any) -> None:
     """Check that an argument is a list or tuple of names and classes of modules (not one of these)."""
-    is_iterable = isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping))
-    if not is_iterable or not all(_can_name_layers(item) for item in value):
+    if not _is_list(value) or not all(_can_name_layers(item) for item in value):
         raise _refusal(name, "a list of names, patterns or classes of modules", value)
     if name == "include" and not value:
         raise _refusal(name, "a list of names that is not empty, or None for all layers", value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping))
 
 
 def _can_name_layers(item: Any) -> bool:
