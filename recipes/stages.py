@@ -97,7 +97,7 @@ def prune(recipe: Recipe, callback: TaylorPruningCallback) -> None:
     before: dict[str, Any] = {
         "step": 0,
         "metrics": {"val_acc": recipe.accuracy(network)},
-        "prunable_filters": find_groups(network, recipe.data.example_images).num_prunable_filters,
+        "num_prunable_filters": find_groups(network, recipe.data.example_images).num_prunable_filters,
     }
     recipe.fit("prune", network, [*recovery(recipe, "prune"), callback, curve], before["metrics"])
     record = {

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 _LOGGED = (
     "removed",
     "filters",
-    "prunable_filters",
+    "num_prunable_filters",
     "params",
     "macs",
     "score_threshold",

@@ -32,7 +32,7 @@ from lightning_taylor_prune.callbacks.unprunable import reason_to_stop
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.pruning.checkpoint import KEY, attributes_inside, set_attributes_of
 from lightning_taylor_prune.pruning.loading import is_loadable, make_loadable
-from lightning_taylor_prune.pruning.outcome import PruneOutcome
+from lightning_taylor_prune.pruning.outcome import PruneOutcome, history_of_data
 from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.rank_scores import scores_of_all_ranks
 from lightning_taylor_prune.pruning.record import record_of
@@ -85,8 +85,9 @@ class ResumablePruning(Callback):
         """One dict for each prune.
 
         Its keys are ``step``, ``count``, ``removed``, ``params``, ``macs`` (per example), ``filters``,
-        ``prunable_filters``, ``score_threshold``, ``skipped_minibatches``, ``scores`` (a few numbers for each group:
-        :func:`~lightning_taylor_prune.pruning.select.score_summary`), and ``metrics`` of the validation that followed.
+        ``num_prunable_filters``, ``score_threshold`` (the highest value removed, of those that ``rank_by`` compares),
+        ``skipped_minibatches``, ``scores`` (a few numbers for each group:
+        :func:`~lightning_taylor_prune.pruning.summary.score_summary`), and ``metrics`` of the validation that followed.
         """
         return self._resumed.get("history", []) if self.pruner is None else self.pruner.history
 
@@ -154,7 +155,7 @@ class ResumablePruning(Callback):
             return
         self._close()
         self._first_batch.forget()
-        self.pruner, self._resumed = None, dict(state_dict)
+        self.pruner, self._resumed = None, {**state_dict, "history": history_of_data(state_dict["history"])}
         self._intervals = state_dict["intervals"]
         self.stop_reason, self.stop_message = stop_of_data(state_dict)
         resume_with_other_arguments(self, state_dict)

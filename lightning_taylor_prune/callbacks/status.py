@@ -45,7 +45,7 @@ def progress_of(
 
     Args:
         rows: What was before the first prune, then :attr:`TaylorPruningCallback.history`: ``step``, ``metrics`` and
-            ``prunable_filters`` of each.
+            ``num_prunable_filters`` of each.
         iterations: Optimizer steps at which losses were taken.
         losses: Training loss of one mini-batch each.
         monitor: Name of the accuracy among ``metrics``; by default the first one with "acc" in its name.
@@ -55,7 +55,7 @@ def progress_of(
         losses=losses,
         iterations=[row["step"] for row in rows],
         accuracies=[accuracy(row["metrics"], monitor) for row in rows],
-        prunable_filters=[row["prunable_filters"] for row in rows],
+        num_prunable_filters=[row["num_prunable_filters"] for row in rows],
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from lightning_taylor_prune.errors import PlanError
 from lightning_taylor_prune.pruning.analysed import AnalysedNetwork
 from lightning_taylor_prune.pruning.original import OriginalNetwork
+from lightning_taylor_prune.pruning.outcome import history_of_data
 from lightning_taylor_prune.pruning.prune import cut_tensors_
 from lightning_taylor_prune.pruning.trained import TrainedParameters
 
@@ -60,7 +61,7 @@ class PruningProgress(AnalysedNetwork):
 
     def load_progress(self, state: Mapping[str, Any]) -> None:
         """Take up history and scores of a checkpoint, for a network that has the checkpoint's shapes already."""
-        self.history = copy.deepcopy(state["history"])
+        self.history = history_of_data(state["history"])
         self.refused, self.twins.sums = set(state["refused"]), state["sums"]
         self.attempts = state.get("attempts", len(self.history))
         self._updates, self._trained = state["updates"], TrainedParameters(state.get("trained", ()))

@@ -76,7 +76,9 @@ def _draw_accuracies(axes: Axes, progress: Progress, style: Style) -> None:
 
 def _draw_filters(axes: Axes, progress: Progress, style: Style) -> None:
     """Draw how many filters can still be pruned."""
-    axes.step(progress.iterations, progress.prunable_filters, where="post", color=style.palette.after, linewidth=1.6)
+    axes.step(
+        progress.iterations, progress.num_prunable_filters, where="post", color=style.palette.after, linewidth=1.6
+    )
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     tidy(axes, style, "Prunable filters\n(count)")

@@ -83,7 +83,7 @@ def _progress_picture(progress: Progress) -> Picture:
         if known
         else ""
     )
-    prunable = progress.prunable_filters
+    prunable = progress.num_prunable_filters
     alt = (
         f"Three line charts over the same iterations, with a vertical line at each of "
         f"{words.plural(len(progress.iterations) - 1, 'prune')}: training loss, validation accuracy, prunable filters. "

@@ -87,14 +87,14 @@ class Progress:
         losses: Training loss of one mini-batch each.
         iterations: Iterations at which accuracy and filters were taken: 0, then one per prune.
         accuracies: Validation accuracy at these iterations, 0 to 1; NaN where it was not measured.
-        prunable_filters: Filters that could still be pruned at these iterations.
+        num_prunable_filters: Filters that could still be pruned at these iterations.
     """
 
     loss_iterations: Sequence[int]
     losses: Sequence[float]
     iterations: Sequence[int]
     accuracies: Sequence[float]
-    prunable_filters: Sequence[int]
+    num_prunable_filters: Sequence[int]
 
 
 @dataclass(frozen=True)

@@ -102,10 +102,13 @@ def test_ended_run_of_an_earlier_version_has_ended(tmp_path: Path) -> None:
     state = checkpoint["callbacks"][key]
     del state["stop_message"], state["attempts"]
     state["stop_reason"] = "all 2 prunes are done"
+    for row in state["history"]:
+        row["prunable_filters"] = row.pop("num_prunable_filters")
     torch.save(checkpoint, path)
     callback = pruning(max_prunes=2)
     run(tmp_path, "epoch=0.ckpt", callback)
     assert (callback.stop_reason, len(callback.history)) == ("max_prunes", 2)
+    assert all(row["num_prunable_filters"] < 28 and "prunable_filters" not in row for row in callback.history)
 
 
 def test_changed_limits_say_what_becomes_of_pruning(tmp_path: Path) -> None:

@@ -396,7 +396,7 @@ def test_rows_reach_the_logger_at_once(tmp_path: Any) -> None:
     callback = TaylorPruningCallback(every_n_steps=3, filters_per_prune=2)
     fit(Classifier(), callback, val=True, logger=logger, log_every_n_steps=1000)
     text = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
-    wanted = {f"prune/{k}" for k in ("filters", "prunable_filters", "params", "macs", "removed", "score_threshold")}
+    wanted = {f"prune/{k}" for k in ("filters", "num_prunable_filters", "params", "macs", "removed", "score_threshold")}
     assert wanted | {"prune/filters_per_layer/network.0", "prune/val_acc"} <= set(text[0].split(","))
 
 

@@ -38,13 +38,13 @@ def test_headline(metrics, monitor, shown):
 
 def test_progress_takes_no_loss_for_an_accuracy():
     rows = [
-        {"step": 0, "metrics": {}, "prunable_filters": 24},
-        {"step": 5, "metrics": {"val_loss": 0.5}, "prunable_filters": 20},
-        {"step": 10, "metrics": METRICS, "prunable_filters": 16},
+        {"step": 0, "metrics": {}, "num_prunable_filters": 24},
+        {"step": 5, "metrics": {"val_loss": 0.5}, "num_prunable_filters": 20},
+        {"step": 10, "metrics": METRICS, "num_prunable_filters": 16},
     ]
     progress = progress_of(rows, [1, 2], [0.9, 0.8])
     assert list(progress.accuracies) == pytest.approx([math.nan, math.nan, 0.75], nan_ok=True)
-    assert (list(progress.iterations), list(progress.prunable_filters)) == ([0, 5, 10], [24, 20, 16])
+    assert (list(progress.iterations), list(progress.num_prunable_filters)) == ([0, 5, 10], [24, 20, 16])
     assert (list(progress.loss_iterations), list(progress.losses)) == ([1, 2], [0.9, 0.8])
 
 
