@@ -74,8 +74,7 @@ def reason_to_stop(
         prunes_done: How many prunes there were, if that is all of them.
     """
     if outcome.reason == "target":
-        stands = where(targets_of(groups, constraints), groups)
-        return StopReason.TARGET, f"the target {dict(constraints.stop_at or {})} is reached: {stands}"
+        return StopReason.TARGET, where(targets_of(groups, constraints), groups)
     if outcome.reason == "nothing_left":
         within = "`min_channels`, `max_pruning_ratio`, `include` and `exclude`"
         return StopReason.NOTHING_LEFT, f"nothing is left to prune within {within}"

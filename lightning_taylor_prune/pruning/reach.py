@@ -107,5 +107,9 @@ def _check_pair(original: ChannelGroups, constraints: Constraints, kept: Target,
 
 
 def where(targets: Sequence[Target], groups: ChannelGroups) -> str:
-    """Say where a network stands with respect to all targets."""
-    return ", ".join(target.at(groups) for target in targets)
+    """Say where a network stands once no more can be removed on the way to its targets."""
+    stands = ", ".join(target.at(groups) for target in targets)
+    if all(target.is_reached(groups) for target in targets):
+        return f"the target is reached: {stands}"
+    floors = ", ".join(f"{target.name} {target.said(target.floor)}" for target in targets)
+    return f"any unit more would undercut the target ({floors}): {stands}"

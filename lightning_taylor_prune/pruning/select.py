@@ -12,12 +12,21 @@ from torch import Tensor
 from lightning_taylor_prune.errors import ArgumentError, PlanError
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.plan import PruningPlan
+from lightning_taylor_prune.pruning.balance import balanced
 from lightning_taylor_prune.pruning.constraints import Constraints, check_fraction, check_int
 from lightning_taylor_prune.pruning.costs import Latency
 from lightning_taylor_prune.pruning.layers import Layers
 from lightning_taylor_prune.pruning.rank_by import RankBy, check_rank_by, rank_scores
 from lightning_taylor_prune.pruning.ranking import Block, ranked_blocks
 from lightning_taylor_prune.pruning.targets import Target, targets_of, with_floors
+
+
+@dataclass(frozen=True)
+class _Way:
+    """Blocks to remove, and why there are no more."""
+
+    blocks: Sequence[Block]
+    reason: Literal["target", "nothing_left"] | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,9 @@ def select(
         stop_at: Costs that must not be undercut: ``{"params": 0.45}``; a float up to 1 is a fraction of the original
             network's, anything else absolute. Costs are ``params``, ``macs`` (per example), ``filters``, ``memory`` and
             ``activation_memory`` (bytes), ``latency`` (milliseconds). Where the next unit would undercut one, those of
-            higher score that fit are chosen, until the cost is within 1 % of the target (latency 3 %).
+            higher score that fit are chosen, until the cost is within 1 % of the target (latency 3 %). Several targets
+            shift the ranking so far that all are reached together, see
+            :func:`~lightning_taylor_prune.pruning.balance.balanced`.
         rank_by: What units are compared by, see :func:`~lightning_taylor_prune.pruning.rank_by.rank_scores`.
         latency: Tells latencies, see :class:`~lightning_taylor_prune.pruning.costs.Latency`.
 
@@ -110,13 +121,19 @@ def choose(
         floors: Absolute costs that this choice must not undercut on the way to the targets.
     """
     check_scores(groups, scores)
-    blocks = ranked_blocks(groups, scores.detach().double().cpu().numpy(), constraints)
+    scores = scores.detach().double().cpu()
     targets = targets_of(groups, constraints)
-    if floors is None:
-        taken, reason = _up_to_targets(groups, blocks, wanted, targets)
-    else:
-        taken, reason = _on_the_way(groups, blocks, with_floors(targets, floors))
-    return Choice(_plan(groups, taken), reason)
+    limits = targets if floors is None else with_floors(targets, floors)
+
+    def ranked(by: Tensor) -> Sequence[Block]:
+        return ranked_blocks(groups, by.numpy(), constraints)
+
+    def take(by: Tensor) -> ChannelGroups:
+        return without(groups, _on_the_way(groups, ranked(by), limits).blocks)
+
+    blocks = ranked(balanced(groups, scores, limits, take))
+    way = _on_the_way(groups, blocks, limits) if floors else _up_to_targets(groups, blocks, wanted, targets)
+    return Choice(_plan(groups, way.blocks), way.reason)
 
 
 def check_scores(groups: ChannelGroups, scores: Tensor) -> None:
@@ -125,17 +142,15 @@ def check_scores(groups: ChannelGroups, scores: Tensor) -> None:
         raise PlanError(f"Expected `scores` of shape ({groups.num_units},), but got {tuple(scores.shape)}.")
 
 
-def _on_the_way(
-    groups: ChannelGroups, blocks: Sequence[Block], floors: Sequence[Target]
-) -> tuple[Sequence[Block], Literal["nothing_left"] | None]:
+def _on_the_way(groups: ChannelGroups, blocks: Sequence[Block], floors: Sequence[Target]) -> _Way:
     """Take blocks in their order up to the first that would undercut a floor; it can be taken at a later prune."""
     count = _fitting(groups, (), blocks, floors)
-    return blocks[:count], None if count < len(blocks) else "nothing_left"
+    return _Way(blocks[:count], None if count < len(blocks) else "nothing_left")
 
 
 def _up_to_targets(
     groups: ChannelGroups, blocks: Sequence[Block], wanted: int | None, targets: Sequence[Target]
-) -> tuple[Sequence[Block], Literal["target", "nothing_left"] | None]:
+) -> _Way:
     """Take blocks in their order; past one that would undercut a target, those that still fit, until it is reached."""
     taken: list[Block] = []
     blocked = reached = False
@@ -148,10 +163,10 @@ def _up_to_targets(
             break
         blocked, full = True, blocks[fitting][0]
         blocks = [block for block in blocks[fitting:] if block[0] != full]
-        reached = any(target.is_reached(without(groups, taken)) for target in targets)
+        reached = all(target.is_reached(without(groups, taken)) for target in targets)
     if blocked and (reached or not blocks):
-        return taken, "target"
-    return taken, "nothing_left" if not blocks and (wanted is None or _units(taken) < wanted) else None
+        return _Way(taken, "target")
+    return _Way(taken, "nothing_left" if not blocks and (wanted is None or _units(taken) < wanted) else None)
 
 
 def _fitting(groups: ChannelGroups, taken: Sequence[Block], blocks: Sequence[Block], targets: Sequence[Target]) -> int:

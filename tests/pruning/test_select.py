@@ -176,6 +176,20 @@ def test_of_several_targets_none_is_undercut() -> None:
     assert after.params >= 0.5 * WIDE.params and after.macs >= 0.6 * WIDE.macs and after.num_filters >= 180
 
 
+def test_several_targets_are_reached_together() -> None:
+    alone = [WIDE.after(choice(stop_at, None).plan) for stop_at in ({"params": 0.6}, {"filters": 0.8})]
+    assert alone[0].num_filters < 0.78 * WIDE.num_filters and alone[1].params > 0.62 * WIDE.params
+    both = WIDE.after(choice({"params": 0.6, "filters": 0.8}, None).plan)
+    assert 0.6 <= both.params / WIDE.params <= 0.606 and 0.8 <= both.num_filters / WIDE.num_filters <= 0.808
+
+
+def test_targets_that_plain_scores_reach_together_leave_the_ranking_alone() -> None:
+    plain = choice({"params": 0.6}, None).plan
+    macs = WIDE.after(plain).macs / WIDE.macs
+    both = choice({"params": 0.6, "macs": 0.999 * macs}, None).plan
+    assert plain.removed == both.removed
+
+
 def test_unit_that_would_undercut_is_passed_over_for_those_that_fit() -> None:
     scores = torch.arange(20.0)  # group `0` first, whose units cost most
     floor = GROUPS.params - 65  # a unit of `0` saves 118, of `2` 63, of `4` (two filters) 66
