@@ -17,8 +17,11 @@ _STRONGEST = 8.0
 
 _HALVINGS = 10
 
-_ENOUGH = 0.005
-"""Share of the way to a target that may be left when another one is reached."""
+_APART = 0.015
+"""Share of the way to a target that is left when another one is reached, from which on scores are shifted."""
+
+_TOGETHER = 0.005
+"""The same, from which on they need not be shifted more exactly: it is less than most units save."""
 
 
 def balanced(
@@ -47,7 +50,7 @@ def balanced(
     for _ in range(len(targets) - 1):
         shares = left(scores)
         first, last = shares.index(min(shares)), shares.index(max(shares))
-        if shares[last] - shares[first] <= _ENOUGH:
+        if shares[last] - shares[first] <= _APART:
             break
         ratio = _ratio(groups, targets[first], targets[last])
         exponent = _exponent(partial(_left_when_shifted, left, scores, ratio), first, last)
@@ -68,7 +71,7 @@ def _exponent(left: Callable[[float], Sequence[float]], first: int, last: int) -
         middle = (low + high) / 2
         shares = left(middle)
         low, high = (middle, high) if shares[last] > shares[first] else (low, middle)
-        if abs(shares[last] - shares[first]) <= _ENOUGH:
+        if abs(shares[last] - shares[first]) <= _TOGETHER:
             return middle
     return high
 
