@@ -183,15 +183,14 @@ def run_all(results: Path, seeds: Sequence[int]) -> None:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Write the means over seeds, with the standard error, as Markdown."""
-    seeds = len({row["seed"] for row in rows})
     lines = [
         "# What units are compared by\n",
         f"Accuracy in per cent on 797 of scikit-learn's digits after pruning to the same cost ({PRUNES} prunes,",
-        f"{STEPS_BETWEEN} optimizer steps before each and {STEPS_AFTER} afterwards, no tuning): mean of {seeds} seeds",
-        "and its standard error. `OMP_NUM_THREADS=1 python recipes/benchmarks/rank_by.py`\n",
+        f"{STEPS_BETWEEN} optimizer steps before each and {STEPS_AFTER} afterwards, no tuning): mean over seeds and",
+        "its standard error. `OMP_NUM_THREADS=1 python recipes/benchmarks/rank_by.py`\n",
         f"torch {version('torch')}, Python {sys.version.split()[0]}\n",
-        "| Network | Target | `rank_by` | Accuracy | Unpruned | Parameters kept | MACs kept |",
-        "|---|---|---|---|---|---|---|",
+        "| Network | Target | `rank_by` | Accuracy | Seeds | Unpruned | Parameters kept | MACs kept |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for network, kept, target, way in itertools.product(NETWORKS, KEPT, TARGETS, WAYS):
         wanted = (network, kept, target, way)
@@ -203,9 +202,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _row(own: Sequence[dict[str, Any]]) -> str:
     after = [row["after"] for row in own]
-    error = statistics.stdev(after) / len(after) ** 0.5 if len(after) > 1 else float("nan")
+    error = f" ± {statistics.stdev(after) / len(after) ** 0.5:.2f}" if len(after) > 1 else ""
     before, params, macs = (statistics.mean(row[name] for row in own) for name in ("before", "params", "macs"))
-    return f"{statistics.mean(after):.2f} ± {error:.2f} | {before:.2f} | {params:.1%} | {macs:.1%}"
+    return f"{statistics.mean(after):.2f}{error} | {len(own)} | {before:.2f} | {params:.1%} | {macs:.1%}"
 
 
 def main() -> None:
