@@ -176,9 +176,10 @@ def test_target_out_of_reach_is_refused_before_a_step_is_taken() -> None:
 
 
 def test_reason_to_stop_is_a_value_and_a_sentence() -> None:
-    callback = TaylorPruningCallback(every_n_steps=1, stop_at={"params": 0.5})
+    callback = TaylorPruningCallback(every_n_steps=1, stop_at={"filters": 20}, max_prunes=4)
     fit(Classifier(), callback)
-    assert callback.stop_reason is StopReason.TARGET and "is reached: params" in str(callback.stop_message)
+    assert callback.stop_reason is StopReason.TARGET
+    assert callback.stop_message == "the target is reached: filters 20 (71.4% of 28)"
 
 
 @pytest.mark.parametrize("cost", ["params", "macs", "filters", "memory", "activation_memory"])
