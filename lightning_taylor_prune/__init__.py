@@ -24,6 +24,7 @@ from lightning_taylor_prune.pruning.prune import prune_
 from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.select import select
 from lightning_taylor_prune.pruning.sensitivity import Sensitivities, sensitivity
+from lightning_taylor_prune.pruning.stop import StopReason
 from lightning_taylor_prune.recovery import DistillationLoss, Teacher
 from lightning_taylor_prune.report.inspection import Inspection, inspect
 
@@ -47,6 +48,7 @@ __all__ = [
     "PruningWarning",
     "Recovery",
     "Sensitivities",
+    "StopReason",
     "TaylorPruningCallback",
     "Teacher",
     "TraceError",

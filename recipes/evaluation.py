@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_taylor_prune import measure_cost, measure_latency
 from lightning_taylor_prune.cost import filters_per_layer
+from lightning_taylor_prune.pruning.outcome import history_of_data
 from lightning_taylor_prune.report import GroupResult, Latency, NetworkResult, Progress
 from recipes.image_data import ImageData
 from recipes.models import ImageClassifier
@@ -112,13 +113,13 @@ def network_result(network: nn.Module, data: ImageData, counts: list[list[int]],
 
 def progress(record: Mapping[str, Any]) -> Progress:
     """Return how pruning went, from the record that its stage wrote."""
-    events = [record["before"], *record["history"]]
+    events = history_of_data([record["before"], *record["history"]])
     return Progress(
         loss_iterations=record["curve"]["iterations"],
         losses=record["curve"]["losses"],
         iterations=[event["step"] for event in events],
         accuracies=[event["metrics"].get("val_acc", float("nan")) for event in events],
-        prunable_filters=[event["prunable_filters"] for event in events],
+        num_prunable_filters=[event["num_prunable_filters"] for event in events],
         taken_back=[event["step"] for event in events if event.get("taken_back")],
     )
 

@@ -97,13 +97,14 @@ def prune(recipe: Recipe, callback: TaylorPruningCallback) -> None:
     before: dict[str, Any] = {
         "step": 0,
         "metrics": {"val_acc": recipe.accuracy(network)},
-        "prunable_filters": find_groups(network, recipe.data.example_images).num_prunable_filters,
+        "num_prunable_filters": find_groups(network, recipe.data.example_images).num_prunable_filters,
     }
     recipe.fit("prune", network, [*recovery(recipe, "prune"), callback, curve], before["metrics"])
     record = {
         "before": before,
         "history": callback.history,
         "stop_reason": callback.stop_reason,
+        "stop_message": callback.stop_message,
         "filters_before": callback.filters_before,
         "filters_after": callback.filters_after,
         "groups": [asdict(group) for group in groups_of(callback.groups)] if callback.groups is not None else [],

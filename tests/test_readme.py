@@ -13,9 +13,10 @@ SNIPPETS = re.findall(r"```python\n(import .*?)```", (Path(__file__).parents[1] 
 
 @pytest.mark.parametrize(
     ("number", "last_line"),
-    [(0, "72"), (1, "[64, 64] None"), (2, "Cost("), (3, "takes "), (4, "6 6 gains 6")],
+    [(0, "72"), (1, "24"), (2, "[64, 64] None"), (3, "Cost("), (4, "takes "), (5, "6 6 gains 6")],
     ids=[
         "callback in a Trainer",
+        "a target",
         "a loop of your own",
         "the parts by themselves",
         "latency",

@@ -18,6 +18,7 @@ from lightning_taylor_prune.callbacks.trainer_compat import is_validation_due, v
 from lightning_taylor_prune.pruning.accuracy_stop import MetricLimit, Standing
 from lightning_taylor_prune.pruning.beside import Beside
 from lightning_taylor_prune.pruning.rollback import Snapshot, restore_
+from lightning_taylor_prune.pruning.stop import StopReason
 from lightning_taylor_prune.pruning.transaction import Assignment, Step
 
 if TYPE_CHECKING:
@@ -239,7 +240,8 @@ class AccuracyStopping(PruningSteps):
         taken = [row for row in self.history[watch.prunes :] if not row.get("taken_back")]
         if taken and self.pruner is not None and (watch.kept or {}).keys() != self.pruner.groups.kept_units().keys():
             watch.standing, watch.snapshot = Standing(held=True), None
-            return self._stop(f"{why}; the former network cannot come back, as its parameters had other names", True)
+            reason = f"{why}; the former network cannot come back, as its parameters had other names"
+            return self._stop(StopReason.ACCURACY, reason, warn=True)
         steps: list[Step] = [Rewrap(trainer.strategy, pl_module, self._ranks)]
         if taken:
             kept = dict(watch.kept or {})
@@ -250,7 +252,7 @@ class AccuracyStopping(PruningSteps):
         beside, without = self._beside(trainer, pl_module), _targets_of_others(self, trainer)
         restore_(pl_module, watch.snapshot, trainer.optimizers, beside, self._original_attributes, without, steps)
         watch.standing, watch.snapshot, watch.kept = Standing(watch.standing.before, held=True), None, None
-        self._stop(f"{why}; {_what_came_back(watch.prunes, taken)}")
+        self._stop(StopReason.ACCURACY, f"{why}; {_what_came_back(watch.prunes, taken)}")
         if self.pruner is not None:
             log_taken_back(trainer, self.pruner.groups, self.pruner.batch_size, len(taken))
 

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_taylor_prune.pruning.checkpoint import shapes_of
+from lightning_taylor_prune.pruning.layers import Layers
 
 if TYPE_CHECKING:
     from lightning_taylor_prune.callbacks.resume import ResumablePruning
@@ -30,19 +31,31 @@ def arguments_of(callback: ResumablePruning) -> dict[str, Any]:
         "limits": {
             "max_prunes": callback.max_prunes,
             "min_channels": limits.min_channels,
-            "max_pruning_ratio": limits.max_pruning_ratio,
+            "max_pruning_ratio": _ratios(limits.max_pruning_ratio),
             "round_to": limits.round_to,
-            "exclude": sorted(limits.exclude),
+            "exclude": sorted(map(_layers, limits.exclude)),
+            "include": None if limits.include is None else sorted(map(_layers, limits.include)),
             "stop_at": dict(limits.stop_at or {}),
             **callback.further_limits,
         },
     }
 
 
+def _layers(named: Layers) -> str:
+    return named if isinstance(named, str) else f"{named.__module__}.{named.__qualname__}"
+
+
+def _ratios(ratio: float | Mapping[Layers, float]) -> float | dict[str, float]:
+    return {_layers(named): r for named, r in ratio.items()} if isinstance(ratio, Mapping) else ratio
+
+
 def has_other(state: Mapping[str, Any], callback: ResumablePruning, name: str) -> bool:
     """Whether a checkpoint's state was written with other arguments of some kind (see :func:`arguments_of`)."""
-    before = state.get("arguments")
-    return before is not None and before[name] != arguments_of(callback)[name]
+    before, now = state.get("arguments"), arguments_of(callback)[name]
+    if before is None:
+        return False
+    known = before[name]  # an earlier version does not know every argument
+    return ({**now, **known} if isinstance(now, dict) else known) != now  # type: ignore[no-any-return]
 
 
 def resume_with_other_arguments(callback: ResumablePruning, state: Mapping[str, Any]) -> None:
@@ -52,8 +65,8 @@ def resume_with_other_arguments(callback: ResumablePruning, state: Mapping[str, 
     needs the same again.
     """
     if callback.stop_reason is not None and has_other(state, callback, "limits"):
-        rank_zero_info(f"Pruning had ended ({callback.stop_reason}), and goes on under other limits.")
-        callback.stop_reason = None
+        rank_zero_info(f"Pruning had ended ({callback.stop_message}), and goes on under other limits.")
+        callback.stop_reason = callback.stop_message = None
     if has_other(state, callback, "rewrite_hard_coded") and state["history"]:
         before = state["arguments"]["rewrite_hard_coded"]
         rank_zero_warn(f"`rewrite_hard_coded={before}` remains, as the checkpoint's network was pruned so.")

@@ -102,7 +102,7 @@ class PruningFigures(Callback):
         before = {
             "step": 0,
             "metrics": self.metrics_before,
-            "prunable_filters": pruning.groups.unpruned().num_prunable_filters,
+            "num_prunable_filters": pruning.groups.unpruned().num_prunable_filters,
         }
         return progress_of([before, *pruning.history], self.curve.iterations, self.curve.losses, self.monitor)
 

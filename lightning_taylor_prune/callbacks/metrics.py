@@ -13,7 +13,7 @@ from lightning_taylor_prune.groups.groups import ChannelGroups
 _LOGGED = (
     "removed",
     "filters",
-    "prunable_filters",
+    "num_prunable_filters",
     "params",
     "macs",
     "score_threshold",

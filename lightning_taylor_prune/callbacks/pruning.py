@@ -22,8 +22,12 @@ from lightning_taylor_prune.callbacks.trainer_compat import (
 )
 from lightning_taylor_prune.callbacks.unprunable import OnUnprunable
 from lightning_taylor_prune.pruning.accuracy_stop import metric_limits
+from lightning_taylor_prune.pruning.budget import Budget, Schedule
 from lightning_taylor_prune.pruning.constraints import Constraints, check_bool, check_choice, check_int, check_number
+from lightning_taylor_prune.pruning.costs import Latency
+from lightning_taylor_prune.pruning.layers import Layers
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
+from lightning_taylor_prune.pruning.rank_by import RankBy
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.pruning.settings import Settings
 from lightning_taylor_prune.report import filters_table
@@ -39,7 +43,8 @@ class TaylorPruningCallback(AccuracyStopping):
     Args:
         every_n_steps: Optimizer steps between two prunes.
         filters_per_prune: Units to remove at each prune. A unit is mostly one filter; coupled filters (a residual
-            stream's, say) count once.
+            stream's, say) count once. By default 8; with ``stop_at`` and ``max_prunes``, the way to the target is
+            spread over the prunes instead, in units of the target.
         max_prunes: Prunes after which training just goes on; ``None`` for no limit.
         start_step: Optimizer step at which the first interval begins.
         target: Name of the submodule to prune. By default what ``training_step`` calls: the module's own
@@ -50,12 +55,19 @@ class TaylorPruningCallback(AccuracyStopping):
         optimizer_state: ``"reset"`` clears momentum and moments of all parameters at each prune; ``"slice"`` keeps
             those of the channels that are kept.
         min_channels: Channels that every group keeps at least.
-        max_pruning_ratio: Largest fraction of a group's channels that may be removed over the whole training.
+        max_pruning_ratio: Largest fraction of a group's channels that may be removed over the whole training, or a dict
+            of those by layer, such as ``{"layer3.*": 0.5}``: of several that match the smallest counts; the others
+            have 0.9.
         round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores).
-        exclude: Layers that keep all their filters: names, shell patterns, or names of modules that contain them.
+        exclude: Layers that keep all their filters: names, shell patterns, names of modules that contain them, or
+            classes of either (``[nn.Linear]``).
+        include: The same, for the only layers that lose filters. Layers whose filters are tied (by a residual stream)
+            lose them where all of these are included.
         validate_after_prune: Run the validation loop after each prune.
-        stop_at: Costs never to undercut, such as ``{"params": 0.45}``: ``params``, ``macs`` or ``filters`` (units of
-            linear layers count, too), as a fraction of the original network (a float up to 1) or absolute (an int).
+        stop_at: Costs to reach and never to undercut, such as ``{"params": 0.45}``: ``params``, ``macs`` (per
+            example), ``filters`` (units of linear layers count, too), ``memory`` (bytes of parameters and buffers),
+            ``activation_memory`` (bytes alive at once in a forward pass), ``latency`` (milliseconds), as a fraction of
+            the original network (a float up to 1) or absolute. A target out of reach is refused in the first batch.
         normalize: How scores are divided within each group before they are compared over all: ``"none"``, ``"mean"``,
             ``"l2"``, ``"max"``; by default what suits the criterion.
         macs_weight: Preference for units that cost many MACs; see
@@ -67,6 +79,14 @@ class TaylorPruningCallback(AccuracyStopping):
             module that return one), where they are held by neither callbacks nor the module, or change only after the
             first prune and by code that is not seen.
         rank_timeout: Under DDP, seconds to wait at a prune for other ranks before giving up with an error.
+        schedule: How the way to ``stop_at`` is spread over the prunes, without ``filters_per_prune``: ``"linear"``,
+            ``"cubic"`` (much at first: ``1 - (1 - t) ** 3`` of it after the share ``t`` of the prunes), or a function
+            from [0, 1] to [0, 1] that never falls and ends at 1.
+        rank_by: What units are compared by: ``"score"`` (the default), ``"score_per_param"``, ``"score_per_mac"``,
+            ``"score_per_ms"`` (each with what the network saves without the unit), or ``"isomorphic"`` (only units of
+            like structure compete); see :func:`~lightning_taylor_prune.pruning.rank_by.rank_scores`.
+        latency: Tells the latency of networks: a table of measured times, see
+            :class:`~lightning_taylor_prune.pruning.costs.Latency`.
         stop_if: Validation metrics that pruning must not spoil, such as ``{"val_acc": {"drop": 0.02}}``: by name or
             shell pattern, with ``drop`` (largest loss against the unpruned network) or ``class_drop`` (of the worst one
             that a pattern names), ``below`` or ``above`` (worst value), ``mode`` (``"max"``, or ``"min"`` for losses),
@@ -77,7 +97,7 @@ class TaylorPruningCallback(AccuracyStopping):
             Learning rate schedulers and the count of steps go on.
 
     Attributes:
-        pruner, groups, history, filters_before, filters_after, stop_reason: See
+        pruner, groups, history, filters_before, filters_after, stop_reason, stop_message: See
             :class:`~lightning_taylor_prune.callbacks.resume.ResumablePruning`.
 
     Raises:
@@ -91,16 +111,16 @@ class TaylorPruningCallback(AccuracyStopping):
     def __init__(
         self,
         every_n_steps: int = 50,
-        filters_per_prune: int = 8,
+        filters_per_prune: int | None = None,
         max_prunes: int | None = 30,
         start_step: int = 0,
         target: str | None = None,
         criterion: str = "taylor",
         optimizer_state: OptimizerStateMode = "reset",
         min_channels: int = 1,
-        max_pruning_ratio: float = 0.9,
+        max_pruning_ratio: float | Mapping[Layers, float] = 0.9,
         round_to: int = 1,
-        exclude: Sequence[str] = (),
+        exclude: Sequence[Layers] = (),
         validate_after_prune: bool = True,
         stop_at: Mapping[str, float | int] | None = None,
         normalize: str | None = None,
@@ -109,21 +129,25 @@ class TaylorPruningCallback(AccuracyStopping):
         on_unprunable: OnUnprunable = "warn",
         copies: Sequence[Any] = (),
         rank_timeout: float = 600.0,
+        schedule: Schedule = "linear",
+        rank_by: RankBy | None = None,
+        include: Sequence[Layers] | None = None,
+        latency: Latency | None = None,
         stop_if: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         with as_misconfiguration():
-            constraints = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at)
-            settings = Settings(criterion, optimizer_state, normalize, macs_weight, rewrite_hard_coded, constraints)
-            for name, value in (("every_n_steps", every_n_steps), ("filters_per_prune", filters_per_prune)):
-                check_int(name, value, at_least=1)
-            check_int("max_prunes", 1 if max_prunes is None else max_prunes, at_least=1)
+            limits = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at, include, latency)
+            budget = Budget(filters_per_prune, max_prunes, schedule)
+            how = (criterion, optimizer_state, normalize, macs_weight, rewrite_hard_coded)
+            settings = Settings(*how, limits, budget, rank_by)
+            check_int("every_n_steps", every_n_steps, at_least=1)
             check_int("start_step", start_step, at_least=0)
             check_bool("validate_after_prune", validate_after_prune)
             check_choice("on_unprunable", on_unprunable, get_args(OnUnprunable))
             check_copies(copies)
             check_number("rank_timeout", rank_timeout, at_least=0)
-            limits = metric_limits(stop_if)
-        super().__init__(target, copies, limits)
+            metrics = metric_limits(stop_if)
+        super().__init__(target, copies, metrics)
         self.every_n_steps, self.start_step = every_n_steps, start_step
         self.filters_per_prune, self.max_prunes = filters_per_prune, max_prunes
         self.validate_after_prune, self.on_unprunable = validate_after_prune, on_unprunable

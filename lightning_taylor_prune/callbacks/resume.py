@@ -32,11 +32,12 @@ from lightning_taylor_prune.callbacks.unprunable import reason_to_stop
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.pruning.checkpoint import KEY, attributes_inside, set_attributes_of
 from lightning_taylor_prune.pruning.loading import is_loadable, make_loadable
-from lightning_taylor_prune.pruning.outcome import PruneOutcome
+from lightning_taylor_prune.pruning.outcome import PruneOutcome, history_of_data
 from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.rank_scores import scores_of_all_ranks
 from lightning_taylor_prune.pruning.record import record_of
 from lightning_taylor_prune.pruning.settings import Settings
+from lightning_taylor_prune.pruning.stop import StopReason, stop_as_data, stop_of_data
 
 
 class ResumablePruning(Callback):
@@ -45,7 +46,9 @@ class ResumablePruning(Callback):
     Attributes:
         pruner: The :class:`~lightning_taylor_prune.pruning.pruner.Pruner` at work; ``None`` before the first batch.
         filters_before: Filters of every layer before the first prune.
-        stop_reason: Why pruning ended, or ``None`` while it goes on.
+        stop_reason: Why pruning ended, as a :class:`~lightning_taylor_prune.pruning.stop.StopReason`; ``None`` while
+            it goes on.
+        stop_message: The same as a sentence.
     """
 
     target: str | None
@@ -62,7 +65,8 @@ class ResumablePruning(Callback):
         super().__init__()
         self.pruner: Pruner | None = None
         self.filters_before: dict[str, int] = {}
-        self.stop_reason: str | None = None
+        self.stop_reason: StopReason | None = None
+        self.stop_message: str | None = None
         self._load_hooks: list[RemovableHandle] = []
         self._filters_after: dict[str, int] = {}
         self._resumed: dict[str, Any] = {}
@@ -89,11 +93,22 @@ class ResumablePruning(Callback):
         """One dict for each prune.
 
         Its keys are ``step``, ``count``, ``removed``, ``params``, ``macs`` (per example), ``filters``,
-        ``prunable_filters``, ``score_threshold``, ``skipped_minibatches``, ``scores`` (a few numbers for each group:
-        :func:`~lightning_taylor_prune.pruning.select.score_summary`), ``metrics`` of the validation that followed, and
+        ``num_prunable_filters``, ``score_threshold`` (the highest value removed, of those that ``rank_by`` compares),
+        ``skipped_minibatches``, ``scores`` (a few numbers for each group:
+        :func:`~lightning_taylor_prune.pruning.summary.score_summary`), ``metrics`` of the validation that followed, and
         ``taken_back``: whether an earlier network came back, as `stop_if` was missed.
         """
         return self._resumed.get("history", []) if self.pruner is None else self.pruner.history
+
+    @property
+    def prunes_left(self) -> int | None:
+        """How many prunes are to come at most; ``None`` without a limit."""
+        if self.max_prunes is None:
+            return None
+        done = self.num_prunes
+        if self.settings.budget.spreads(self.settings.constraints):  # one may have found nothing that fits its share
+            done = self._resumed.get("attempts", done) if self.pruner is None else self.pruner.attempts
+        return max(self.max_prunes - done, 0)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the module take a checkpoint's shapes, from before a checkpoint is read."""
@@ -141,9 +156,9 @@ class ResumablePruning(Callback):
         """Return where pruning stands, and the arguments that have brought it there, as plain data and tensors."""
         if self.pruner is None:
             return dict(self._resumed)
-        own = {"intervals": self._intervals, "stop_reason": self.stop_reason, "arguments": arguments_of(self)}
-        own["calls"] = self._first_batch.state_dict()
-        return {**self.pruner.state_dict(), **own}
+        stop = stop_as_data(self.stop_reason, self.stop_message)
+        own = {"intervals": self._intervals, "arguments": arguments_of(self), "calls": self._first_batch.state_dict()}
+        return {**self.pruner.state_dict(), **stop, **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint left off, with the arguments as they are now; groups follow with the first batch."""
@@ -151,8 +166,9 @@ class ResumablePruning(Callback):
             return
         self._close()
         self._first_batch.forget()
-        self.pruner, self._resumed = None, dict(state_dict)
-        self._intervals, self.stop_reason = state_dict["intervals"], state_dict["stop_reason"]
+        self.pruner, self._resumed = None, {**state_dict, "history": history_of_data(state_dict["history"])}
+        self._intervals = state_dict["intervals"]
+        self.stop_reason, self.stop_message = stop_of_data(state_dict)
         resume_with_other_arguments(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -174,7 +190,8 @@ class ResumablePruning(Callback):
         """Begin anew, with another module."""
         self._close()
         self._first_batch.forget()
-        self.pruner, self.stop_reason, self.filters_before = None, None, {}
+        self.pruner, self.filters_before = None, {}
+        self.stop_reason = self.stop_message = None
         self._resumed, self._intervals = {}, 0
 
     def _reopen(self, pl_module: LightningModule) -> None:
@@ -204,17 +221,20 @@ class ResumablePruning(Callback):
 
     def _stop_after(self, outcome: PruneOutcome) -> None:
         """End pruning where a target is reached, nothing is left to prune, or all prunes are done."""
+        assert self.groups is not None
         done = outcome and self.max_prunes is not None and self.num_prunes >= self.max_prunes
-        if reason := reason_to_stop(outcome, self.settings.constraints, self.max_prunes if done else None):
-            self._stop(reason, warn=outcome.reason == "nothing_left")
+        limits, prunes = self.settings.constraints, self.max_prunes if done else None
+        if (stop := reason_to_stop(outcome, limits, self.groups, prunes)) is not None:
+            self._stop(*stop, warn=outcome.reason == "nothing_left")
 
     def _stop_after_last(self) -> None:
         if self.max_prunes is not None and self.num_prunes >= self.max_prunes:
-            self._stop(f"all {self.max_prunes} prunes are done")
+            self._stop(StopReason.MAX_PRUNES, f"all {self.max_prunes} prunes are done")
 
-    def _stop(self, reason: str, warn: bool = False) -> None:
-        self.stop_reason = reason
-        (rank_zero_warn if warn else rank_zero_info)(f"Pruning ends after {self.num_prunes} prunes: {reason}.")
+    def _stop(self, reason: StopReason, message: str, warn: bool = False) -> None:
+        """End pruning; training goes on."""
+        self.stop_reason, self.stop_message = reason, message
+        (rank_zero_warn if warn else rank_zero_info)(f"Pruning ends after {self.num_prunes} prunes: {message}.")
         self._close()
 
     def _close(self) -> None:

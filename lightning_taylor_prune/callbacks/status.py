@@ -45,7 +45,7 @@ def progress_of(
 
     Args:
         rows: What was before the first prune, then :attr:`TaylorPruningCallback.history`: ``step``, ``metrics`` and
-            ``prunable_filters`` of each.
+            ``num_prunable_filters`` of each.
         iterations: Optimizer steps at which losses were taken.
         losses: Training loss of one mini-batch each.
         monitor: Name of the accuracy among ``metrics``; by default the first one with "acc" in its name.
@@ -55,7 +55,7 @@ def progress_of(
         losses=losses,
         iterations=[row["step"] for row in rows],
         accuracies=[accuracy(row["metrics"], monitor) for row in rows],
-        prunable_filters=[row["prunable_filters"] for row in rows],
+        num_prunable_filters=[row["num_prunable_filters"] for row in rows],
         taken_back=[row["step"] for row in rows if row.get("taken_back")],
     )
 
@@ -138,7 +138,7 @@ def _foreseen(pruning: TaylorPruningCallback, step: int, last_step: int | None) 
         return done, 0
     after_start = step - pruning.start_step
     passed = max(after_start, 0) // every
-    limits = [] if pruning.max_prunes is None else [pruning.max_prunes - done]
+    limits = [] if pruning.prunes_left is None else [pruning.prunes_left]
     if last_step is not None:
         limits.append(max(last_step - pruning.start_step, 0) // every - passed)
     if not limits:

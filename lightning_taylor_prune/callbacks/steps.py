@@ -21,6 +21,8 @@ from lightning_taylor_prune.callbacks.trainer_compat import (
 from lightning_taylor_prune.callbacks.unprunable import OnUnprunable, analysis_and_reason
 from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.ranks import Ranks
+from lightning_taylor_prune.pruning.reach import check_targets
+from lightning_taylor_prune.pruning.stop import StopReason
 from lightning_taylor_prune.pruning.transaction import Assignment
 from lightning_taylor_prune.tracing.call import Call
 
@@ -33,7 +35,7 @@ class PruningSteps(ResumablePruning):
         copies: Copies of the network to prune with it.
     """
 
-    filters_per_prune: int
+    filters_per_prune: int | None
     validate_after_prune: bool
     on_unprunable: OnUnprunable
     rank_timeout: float
@@ -72,10 +74,13 @@ class PruningSteps(ResumablePruning):
                 lambda: self._first_batch.analyse(pl_module, ranks, rewrite, self._resumed, calls, self.groups),
                 self.on_unprunable,
             )
+        is_first = self.pruner is None and not self._resumed
         super()._close()
         if found is not None:
             before = self.pruner
             with as_misconfiguration():
+                if is_first:  # later, what cannot be reached ends pruning, not the training
+                    check_targets(found[0], self.settings.constraints)
                 self.pruner = Pruner.of_groups(pl_module, self.settings, *found, ranks)
             self.pruner.twins = self._copies.twins or self.pruner.twins
             if before is not None:
@@ -83,7 +88,7 @@ class PruningSteps(ResumablePruning):
             self._go_on_with_progress(pl_module)
             self.filters_before = self.pruner.groups.unpruned().filters
         if reason is not None:
-            self._stop(reason, warn=True)
+            self._stop(StopReason.UNPRUNABLE, reason, warn=True)
 
     def _accumulate(self, trainer: Trainer, scale: float, parameters: set[int] | None = None) -> None:
         assert self.pruner is not None

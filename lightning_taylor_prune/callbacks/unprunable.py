@@ -13,6 +13,9 @@ from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.pruning.constraints import Constraints
 from lightning_taylor_prune.pruning.original import OriginalNetwork
 from lightning_taylor_prune.pruning.outcome import PruneOutcome
+from lightning_taylor_prune.pruning.reach import where
+from lightning_taylor_prune.pruning.stop import StopReason
+from lightning_taylor_prune.pruning.targets import targets_of
 from lightning_taylor_prune.report import locked_lines
 
 OnUnprunable = Literal["warn", "error"]
@@ -56,16 +59,23 @@ def analysis_and_reason(
     return (groups, original), None if groups.num_units else "nothing can be pruned: every channel is locked"
 
 
-def reason_to_stop(outcome: PruneOutcome, constraints: Constraints, prunes_done: int | None) -> str | None:
-    """Return why pruning ends after a prune; ``None`` if it goes on.
+Stop = tuple[StopReason, str]
+
+
+def reason_to_stop(
+    outcome: PruneOutcome, constraints: Constraints, groups: ChannelGroups, prunes_done: int | None
+) -> Stop | None:
+    """Return why pruning ends after a prune, and the sentence that says so; ``None`` if it goes on.
 
     Args:
         outcome: What the prune did.
         constraints: What it respected.
+        groups: The groups after it.
         prunes_done: How many prunes there were, if that is all of them.
     """
     if outcome.reason == "target":
-        return f"the next filter would undercut the target {dict(constraints.stop_at or {})}"
+        return StopReason.TARGET, where(targets_of(groups, constraints), groups)
     if outcome.reason == "nothing_left":
-        return "nothing is left to prune within `min_channels`, `max_pruning_ratio` and `exclude`"
-    return None if prunes_done is None else f"all {prunes_done} prunes are done"
+        within = "`min_channels`, `max_pruning_ratio`, `include` and `exclude`"
+        return StopReason.NOTHING_LEFT, f"nothing is left to prune within {within}"
+    return None if prunes_done is None else (StopReason.MAX_PRUNES, f"all {prunes_done} prunes are done")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.groups.unit_costs import unit_costs
 
 
 def normalize_scores(scores: Tensor, groups: ChannelGroups, how: str = "none", macs_weight: float = 0.0) -> Tensor:
@@ -44,15 +45,8 @@ NORMALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def unit_macs(groups: ChannelGroups) -> Tensor:
-    """Return, for every unit, the MACs saved when one unit of its group is removed; float64, shape ``[num_units]``."""
-    saved = []
-    for group in groups:
-        if group.num_channels > 1:
-            plan = groups.plan({group.name: [0]})
-            saved += [float(groups.macs - groups.after(plan).macs)] * group.num_channels
-        else:
-            saved.append(0.0)
-    return torch.tensor(saved, dtype=torch.float64)
+    """Return, for every unit, the MACs saved when it alone is removed; float64, shape ``[num_units]``."""
+    return unit_costs(groups, lambda now: now.macs)
 
 
 def without_groups(scores: Tensor, groups: ChannelGroups, names: Collection[str]) -> Tensor:

@@ -15,18 +15,18 @@ from torch import nn
 from lightning_taylor_prune.errors import PlanError
 from lightning_taylor_prune.groups.analysis import Analysis
 from lightning_taylor_prune.groups.changes import CodeChanges
+from lightning_taylor_prune.groups.costs import CountedCosts
 from lightning_taylor_prune.groups.divergence import Divergence
-from lightning_taylor_prune.groups.families import layer_name, locked_channels
+from lightning_taylor_prune.groups.families import locked_channels
 from lightning_taylor_prune.groups.group import ChannelGroup, LockedChannels, Role, Slice
 from lightning_taylor_prune.groups.shapes import KeepMask, varying_line
-from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.labels.places import Axis
 from lightning_taylor_prune.modules.likeness import Twin, twin_names
 from lightning_taylor_prune.plan import Cut, Indices, PruningPlan
 from lightning_taylor_prune.tracing.call import Call
 
 
-class ChannelGroups:
+class ChannelGroups(CountedCosts):
     """All groups of a network; iterates over the groups, and ``groups["conv1"]`` is one by name.
 
     Immutable: after a cut, :meth:`after` describes the network as it is then.
@@ -47,11 +47,6 @@ class ChannelGroups:
             first += groups[-1].num_channels
         self.num_units = first
         self._groups = {group.name: group for group in groups}
-
-    @property
-    def structure(self) -> Structure:
-        """Every size in the network."""
-        return self.analysis.structure
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -158,47 +153,12 @@ class ChannelGroups:
         return [(self.structure.propagation.axes[n], self.units_on(n)) for n in numbers if self.role_of(n) == role]
 
     @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every parameter and buffer of the network as it is now, tied ones under their first name."""
-        return self.structure.tensor_shapes(self.kept)
-
-    @cached_property
-    def params(self) -> int:
-        """Number of parameters now; tied ones count once, buffers do not."""
-        is_parameter = self.structure.propagation.traces[0].is_parameter
-        return sum(int(np.prod(shape)) for name, shape in self.shapes.items() if name in is_parameter)
-
-    @cached_property
     def locked_share(self) -> float:
         """Share of the parameters, 0 to 1, in tensors that no unit touches: pruning cannot make them smaller."""
         touched = {self.structure.propagation.axes[n].tensor for axes in self._axes_of_group.values() for n in axes}
         is_parameter = self.structure.propagation.traces[0].is_parameter
         untouched = sum(math.prod(s) for name, s in self.shapes.items() if name in is_parameter and name not in touched)
         return untouched / max(self.params, 1)
-
-    @cached_property
-    def macs(self) -> int:
-        """MACs of one call with the captured input, batch included."""
-        return self.structure.macs(self.kept)
-
-    @cached_property
-    def filters(self) -> dict[str, int]:
-        """Channels that the weights of each layer write now: filters of convolutions, units of linear layers."""
-        found: dict[str, int] = {}
-        for number in sorted(self.structure.propagation.writers):
-            axis = self.structure.propagation.axes[number]
-            if self._is_weight(axis):
-                name = layer_name(axis.tensor)
-                found[name] = found.get(name, 0) + self.shapes[axis.tensor][axis.dim]
-        return found
-
-    def _is_weight(self, axis: Axis) -> bool:
-        return len(self.shapes[axis.tensor]) > 1
-
-    @cached_property
-    def num_filters(self) -> int:
-        """Number of filters now, units of linear layers included."""
-        return sum(self.filters.values())
 
     @cached_property
     def num_prunable_filters(self) -> int:

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from lightning_taylor_prune.groups.memory import Allocation, allocations_of, peak
 from lightning_taylor_prune.groups.shapes import (
     ArgumentRef,
     AxisCounts,
@@ -142,6 +143,17 @@ class Structure:
         """Return the MACs of the first traced call; of all submodules, where only these are traced."""
         counts = self.counts(kept)
         return sum(factor * math.prod(counts[n] for n in numbers) for factor, numbers in self.products)
+
+    @cached_property
+    def allocations(self) -> list[list[Allocation]]:
+        """What the first traced call allocates; what each submodule does, where only these are traced."""
+        traces = self.propagation.traces
+        return [allocations_of(traces[n], self.results[n]) for n in _traces_of_one_run(traces)]
+
+    def activation_memory(self, kept: KeepMask) -> int:
+        """Return the most bytes of activations that are alive at once in the first traced call."""
+        counts = self.counts(kept)
+        return max(peak(allocations, counts) for allocations in self.allocations)
 
 
 def _product(counts: AxisCounts, factor: int, fields: Sequence[Field]) -> tuple[int, list[int]]:

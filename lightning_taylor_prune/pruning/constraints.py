@@ -6,19 +6,15 @@ Every error names the argument, what was expected and what came.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_taylor_prune.errors import ArgumentError
-from lightning_taylor_prune.groups.groups import ChannelGroups
+from torch import nn
 
-COSTS: dict[str, Callable[[ChannelGroups], int]] = {
-    "params": lambda groups: groups.params,
-    "macs": lambda groups: groups.macs,
-    "filters": lambda groups: groups.num_filters,
-}
-"""What a target may limit, and how it is read."""
+from lightning_taylor_prune.errors import ArgumentError
+from lightning_taylor_prune.pruning.costs import COSTS, LATENCY, Latency
+from lightning_taylor_prune.pruning.layers import Layers
 
 
 @dataclass(frozen=True)
@@ -27,29 +23,39 @@ class Constraints:
 
     Attributes:
         min_channels: Units that every group keeps at least.
-        max_pruning_ratio: Largest fraction of a group's original units that may be removed, in (0, 1].
+        max_pruning_ratio: Largest fraction of a group's original units that may be removed, in (0, 1]; or one by layer
+            (named as in ``exclude``). Of several that match, the smallest counts; what none names has 0.9.
         round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores).
-        exclude: Names or shell patterns of layers, or names of modules that contain them: none of their filters is
-            removed.
-        stop_at: Costs that must not be undercut: ``params``, ``macs`` or ``filters``, as a fraction of the original
-            network's (a float up to 1) or absolute.
+        exclude: Names or shell patterns of layers, names of modules that contain them, or classes of either: none of
+            their filters is removed.
+        stop_at: Costs that are to be reached and must not be undercut (names in
+            :data:`~lightning_taylor_prune.pruning.costs.COSTS`, or ``latency`` in milliseconds), as a fraction of the
+            original network's (a float up to 1) or absolute.
+        include: The same, for the only layers whose filters are removed; ``None`` for all. Filters of a layer that are
+            tied to those of others (by a residual stream) are removed where all of these are included.
+        latency: Tells the latency, see :class:`~lightning_taylor_prune.pruning.costs.Latency`.
 
     Raises:
         ArgumentError: A value cannot be used.
     """
 
     min_channels: int = 1
-    max_pruning_ratio: float = 1.0
+    max_pruning_ratio: float | Mapping[Layers, float] = 1.0
     round_to: int = 1
-    exclude: Collection[str] = ()
+    exclude: Collection[Layers] = ()
     stop_at: Mapping[str, float] | None = None
+    include: Collection[Layers] | None = None
+    latency: Latency | None = None
 
     def __post_init__(self) -> None:
         check_int("min_channels", self.min_channels, at_least=1)
         check_int("round_to", self.round_to, at_least=1)
-        check_fraction("max_pruning_ratio", self.max_pruning_ratio)
-        check_names("exclude", self.exclude)
-        check_stop_at(self.stop_at)
+        check_ratio("max_pruning_ratio", self.max_pruning_ratio)
+        check_layers("exclude", self.exclude)
+        if self.include is not None:
+            check_layers("include", self.include)
+        check_latency(self.latency)
+        check_stop_at(self.stop_at, self.latency)
 
 
 def check_int(name: str, value: Any, at_least: int) -> None:
@@ -86,19 +92,52 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
 
 def check_names(name: str, value: Any) -> None:
     """Check that an argument is a list or tuple of strings (not one string)."""
-    is_iterable = isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping))
-    if not is_iterable or not all(isinstance(item, str) for item in value):
+    if not _is_list(value) or not all(isinstance(item, str) for item in value):
         raise _refusal(name, "a list of names", value)
 
 
-def check_stop_at(value: Any) -> None:
+def check_layers(name: str, value: Any) -> None:
+    """Check that an argument is a list or tuple of names and classes of modules (not one of these)."""
+    if not _is_list(value) or not all(_can_name_layers(item) for item in value):
+        raise _refusal(name, "a list of names, patterns or classes of modules", value)
+    if name == "include" and not value:
+        raise _refusal(name, "a list of names that is not empty, or None for all layers", value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping))
+
+
+def _can_name_layers(item: Any) -> bool:
+    return isinstance(item, str) or (isinstance(item, type) and issubclass(item, nn.Module))
+
+
+def check_ratio(name: str, value: Any) -> None:
+    """Check that an argument is a fraction, or a dict from layers to fractions."""
+    if not isinstance(value, Mapping):
+        return check_fraction(name, value)
+    for layers, ratio in value.items():
+        if not _can_name_layers(layers):
+            raise _refusal(name, "a dict from names, patterns or classes of modules to fractions", value)
+        check_fraction(f"{name}[{layers!r}]", ratio)
+
+
+def check_latency(value: Any) -> None:
+    """Check that an argument tells latencies."""
+    if value is not None and not isinstance(value, Latency):
+        raise _refusal("latency", "an object with methods `latency` and `unit_latency`, such as a table", value)
+
+
+def check_stop_at(value: Any, latency: Latency | None = None) -> None:
     """Check the costs that a target names, and their values."""
     if value is None:
         return
     if not isinstance(value, Mapping):
         raise _refusal("stop_at", "a dict from a cost to a number, such as {'params': 0.45}", value)
     for cost, limit in value.items():
-        check_choice("stop_at", cost, COSTS)
+        check_choice("stop_at", cost, (*COSTS, LATENCY))
+        if cost == LATENCY and latency is None:
+            raise ArgumentError("`stop_at` asks for a latency: hand in a table of measured times as `latency`.")
         is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
         if not is_number or not math.isfinite(limit) or limit <= 0:
             raise ArgumentError(f"Expected `stop_at[{cost!r}]` to be a positive number, but got {limit!r}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.plan import PruningPlan
-from lightning_taylor_prune.pruning.select import highest_removed, score_summary
+from lightning_taylor_prune.pruning.summary import highest_removed, score_summary
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,15 @@ def history_row(
     return {
         "removed": len(plan),
         "filters": after.num_filters,
-        "prunable_filters": after.num_prunable_filters,
+        "num_prunable_filters": after.num_prunable_filters,
         "params": after.params,
         "macs": after.macs // batch_size,
         "score_threshold": highest_removed(plan, before, scores),
         "scores": score_summary(plan, before, scores),
     }
+
+
+def history_of_data(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a copy of the history in a checkpoint, in which earlier versions have a column of another name."""
+    now = {"prunable_filters": "num_prunable_filters"}
+    return [{now.get(name, name): copy.deepcopy(value) for name, value in row.items()} for row in rows]

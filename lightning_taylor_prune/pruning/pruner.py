@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from lightning_taylor_prune.criteria.normalize import normalize_scores, without_groups
-from lightning_taylor_prune.errors import PlanError, TraceError
+from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.groups.divergence import Divergence
 from lightning_taylor_prune.groups.find import find_groups
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.plan import PruningPlan
-from lightning_taylor_prune.pruning.analysed import AnalysedNetwork
 from lightning_taylor_prune.pruning.beside import Beside, inside_and_beside
 from lightning_taylor_prune.pruning.bookkeeping import Bookkeeping
+from lightning_taylor_prune.pruning.budget import Budget, Schedule, Share
 from lightning_taylor_prune.pruning.constraints import Constraints, check_int, check_number
+from lightning_taylor_prune.pruning.costs import Latency
+from lightning_taylor_prune.pruning.layers import Layers, ratios_of_groups, without_leave
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
 from lightning_taylor_prune.pruning.original import OriginalNetwork
 from lightning_taylor_prune.pruning.outcome import PruneOutcome
+from lightning_taylor_prune.pruning.progress import PruningProgress
 from lightning_taylor_prune.pruning.prune import cut_tensors_, refuse_wrappers
+from lightning_taylor_prune.pruning.rank_by import RankBy, rank_scores
 from lightning_taylor_prune.pruning.ranks import Ranks
-from lightning_taylor_prune.pruning.select import Choice, choose, excluded_groups
+from lightning_taylor_prune.pruning.reach import check_targets
+from lightning_taylor_prune.pruning.select import Choice, choose
 from lightning_taylor_prune.pruning.settings import Settings
 from lightning_taylor_prune.pruning.trained import TrainedParameters
-from lightning_taylor_prune.pruning.transaction import Step
+from lightning_taylor_prune.pruning.transaction import Assignment, Step
 from lightning_taylor_prune.pruning.twins import TwinWatch
 from lightning_taylor_prune.tracing.call import batch_size
 
 
-class Pruner(AnalysedNetwork):
+class Pruner(PruningProgress):
     """Prunes a network while any training loop trains it.
 
     Call :meth:`update` after every backward pass, and :meth:`prune` whenever filters are to be removed. Under
@@ -50,11 +52,20 @@ class Pruner(AnalysedNetwork):
         optimizer_state: ``"reset"`` clears the state of all parameters at each prune; ``"slice"`` keeps that of the
             channels that are kept.
         min_channels: Channels that every group keeps at least.
-        max_pruning_ratio: Largest fraction of a group's channels that may be removed over the whole training.
+        max_pruning_ratio: Largest fraction of a group's channels that may be removed over the whole training, or a dict
+            of those by layer, such as ``{"layer3.*": 0.5}``: of several that match the smallest counts; the others
+            have 0.9.
         round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores).
-        exclude: Layers that keep all their filters: names, shell patterns, or names of modules that contain them.
-        stop_at: Costs never to undercut, such as ``{"params": 0.45}``: ``params``, ``macs`` or ``filters``, as a
-            fraction of the original network (a float up to 1) or absolute.
+        exclude: Layers that keep all their filters: names, shell patterns, names of modules that contain them, or
+            classes of either (``[nn.Linear]``).
+        include: The same, for the only layers that lose filters. Layers whose filters are tied (by a residual stream)
+            lose them where all of these are included.
+        stop_at: Costs to reach and never to undercut, such as ``{"params": 0.45}``; see
+            :func:`~lightning_taylor_prune.pruning.select.select`.
+        max_prunes: Prunes over which the way to ``stop_at`` is spread, where :meth:`prune` is not told how many units.
+        schedule: How it is spread: ``"linear"``, ``"cubic"``, or a function from [0, 1] to [0, 1].
+        rank_by: What units are compared by, see :func:`~lightning_taylor_prune.pruning.rank_by.rank_scores`.
+        latency: Tells latencies, see :class:`~lightning_taylor_prune.pruning.costs.Latency`.
         normalize: How scores are divided within each group; by default what suits the criterion.
         macs_weight: Preference for units that cost many MACs.
         rewrite_hard_coded: As in :func:`~lightning_taylor_prune.groups.find.find_groups`.
@@ -75,6 +86,7 @@ class Pruner(AnalysedNetwork):
         TraceError: The network cannot be traced.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         >>> pruner = Pruner(net, torch.zeros(4, 1, 8, 8), optimizers=[optimizer])
@@ -102,20 +114,29 @@ class Pruner(AnalysedNetwork):
         optimizers: Sequence[object] | object = (),
         optimizer_state: OptimizerStateMode = "reset",
         min_channels: int = 1,
-        max_pruning_ratio: float = 0.9,
+        max_pruning_ratio: float | Mapping[Layers, float] = 0.9,
         round_to: int = 1,
-        exclude: Collection[str] = (),
+        exclude: Collection[Layers] = (),
+        include: Collection[Layers] | None = None,
         stop_at: Mapping[str, float] | None = None,
+        max_prunes: int | None = None,
+        schedule: Schedule = "linear",
+        rank_by: RankBy | None = None,
+        latency: Latency | None = None,
         normalize: str | None = None,
         macs_weight: float = 0.0,
         rewrite_hard_coded: bool = False,
         rank_timeout: float = 600.0,
     ) -> None:
-        constraints = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at)
-        settings = Settings(criterion, optimizer_state, normalize, macs_weight, rewrite_hard_coded, constraints)
+        limits = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at, include, latency)
+        budget = Budget(None, max_prunes, schedule)
+        settings = Settings(
+            criterion, optimizer_state, normalize, macs_weight, rewrite_hard_coded, limits, budget, rank_by
+        )
         check_number("rank_timeout", rank_timeout, at_least=0)
         refuse_wrappers(model)
         groups = find_groups(model, example_inputs, example_kwargs, rewrite_hard_coded=rewrite_hard_coded)
+        check_targets(groups, limits)
         ranks = Ranks(f"Pruner, {criterion}", rank_timeout)
         self._begin(model, settings, groups, OriginalNetwork.of(model, groups), ranks)
         self.optimizers = optimizers
@@ -132,13 +153,14 @@ class Pruner(AnalysedNetwork):
     def _begin(
         self, model: nn.Module, settings: Settings, groups: ChannelGroups, original: OriginalNetwork, ranks: Ranks
     ) -> None:
-        excluded_groups(groups, settings.constraints.exclude)
+        without_leave(groups, settings.constraints)
+        ratios_of_groups(groups, settings.constraints.max_pruning_ratio)
         self.model, self.settings, self.groups, self.ranks = model, settings, groups, ranks
         self.history: list[dict[str, Any]] = []
         self.refused: set[str] = set()
         self.original, self.twins, self._trained = original, TwinWatch(model), TrainedParameters()
         self.batch_size = batch_size(groups.calls[0])
-        self._updates = 0
+        self._updates = self.attempts = 0
         self.criterion = self._new_criterion()
 
     @property
@@ -178,7 +200,7 @@ class Pruner(AnalysedNetwork):
 
     def prune(
         self,
-        filters: int = 8,
+        filters: int | None = None,
         *,
         step: int | None = None,
         copies: Sequence[object] = (),
@@ -188,39 +210,50 @@ class Pruner(AnalysedNetwork):
         """Remove the least important units: choose, verify, agree with the other ranks, cut; all or nothing.
 
         Args:
-            filters: Units to remove. A unit is mostly one filter; coupled filters (a residual stream's) count once.
+            filters: Units to remove. A unit is mostly one filter; coupled filters (a residual stream's) count once. By
+                default the next share of the way to ``stop_at``, if that and ``max_prunes`` are given; else 8.
             step: Number of the optimizer step, for the history; by default the number of updates.
             copies: What is cut along: copies of the network or of a submodule (moving averages) beside or in it,
                 dictionaries from names to tensors, lists of tensors in the order of a module's parameters.
             holders: Objects that may hold the network's parameters, or optimizers of them, as attributes.
             further_steps: What else belongs to the cut, see :class:`~lightning_taylor_prune.pruning.transaction.Step`.
         """
-        check_int("filters", filters, at_least=1)
+        if filters is not None:
+            check_int("filters", filters, at_least=1)
+        attempt = Assignment(self, "attempts", self.attempts + 1)
         step = self._updates if step is None else step
         if not self.groups.num_units:
             return PruneOutcome(self.groups.plan({}), "nothing_left")
         try:
             inside, others = inside_and_beside(self.model, copies)
             self._settle_twins(inside, holders)
-            return self._prune(filters, step, Beside.of(self.model, others, holders), further_steps)
+            beside = Beside.of(self.model, others, holders)
+            outcome = self._prune(filters, step, beside, [*further_steps, attempt])
         except TraceError as error:
             self._warn(f"Step {step}: no prune, as the network cannot be traced as it is now. {error}")
-            return PruneOutcome(self.groups.plan({}), "untraceable")
+            outcome = PruneOutcome(self.groups.plan({}), "untraceable")
+        attempt.commit()  # also where nothing was cut
+        return outcome
 
-    def _prune(self, filters: int, step: int, beside: Beside, further_steps: Sequence[Step]) -> PruneOutcome:
+    def _prune(self, filters: int | None, step: int, beside: Beside, further_steps: Sequence[Step]) -> PruneOutcome:
         raw = self.scores
         if not raw.isfinite().any():
             seen = f"none of the {self.criterion.steps} minibatches since the last one had finite gradients"
             self._warn(f"Step {step}: no prune, as {seen}.")
             return PruneOutcome(self.groups.plan({}), "no_scores")
         self._trained.warn_unscored(raw, self.model, self.groups)
-        choice = self._cut(self._normalized(raw), filters, step, beside, further_steps)
+        choice = self._cut(self._comparable(raw), filters, step, beside, further_steps)
         return PruneOutcome(choice.plan, choice.reason)
 
-    def _normalized(self, raw: Tensor) -> Tensor:
-        return normalize_scores(raw, self.groups, self.settings.normalization, self.settings.macs_weight)
+    def _comparable(self, raw: Tensor) -> Tensor:
+        """Return what units are compared by."""
+        how, latency = self.settings, self.settings.constraints.latency
+        scores = normalize_scores(raw, self.groups, how.normalization, how.macs_weight)
+        return rank_scores(scores, self.groups, how.rank_by, latency)
 
-    def _cut(self, scores: Tensor, filters: int, step: int, beside: Beside, further_steps: Sequence[Step]) -> Choice:
+    def _cut(
+        self, scores: Tensor, filters: int | None, step: int, beside: Beside, further_steps: Sequence[Step]
+    ) -> Choice:
         """Cut; groups whose channels the network's code turns out not to give up are left out from then on."""
         while True:
             choice = self._choose(scores, filters)
@@ -228,7 +261,7 @@ class Pruner(AnalysedNetwork):
             self.ranks.agree(choice.plan.digest() if divergence is None else divergence.message)
             if divergence is not None:
                 if self._analysed_anew():
-                    scores = self._normalized(self.scores)
+                    scores = self._comparable(self.scores)
                 else:
                     self._refuse(choice.plan, divergence)
                 continue
@@ -238,9 +271,12 @@ class Pruner(AnalysedNetwork):
                 cut_tensors_(self.model, choice.plan, optimizers, mode, beside.copies, beside.holders, steps)
             return choice
 
-    def _choose(self, scores: Tensor, filters: int) -> Choice:
+    def _choose(self, scores: Tensor, filters: int | None) -> Choice:
         """Choose on rank 0, for all: scores may differ in their last bits, and then so would the filters."""
-        own = choose(self.groups, without_groups(scores, self.groups, self.refused), filters, self.settings.constraints)
+        limits, budget = self.settings.constraints, self.settings.budget
+        share = Share(filters) if filters is not None else budget.share(self.groups, limits, self.attempts + 1)
+        allowed = without_groups(scores, self.groups, self.refused)
+        own = choose(self.groups, allowed, share.wanted, limits, share.floors)
         removed, reason = self.ranks.from_first([dict(own.plan.removed), own.reason])
         return own if self.ranks.rank == 0 else Choice(self.groups.plan(removed), reason)
 
@@ -251,50 +287,3 @@ class Pruner(AnalysedNetwork):
             f"Skipped this prune: {divergence.message}. "
             f"These groups will no longer be pruned: {', '.join(sorted(concerned))}."
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return where pruning stands, as plain data and tensors; each rank has its own scores."""
-        return {
-            "history": copy.deepcopy(self.history),
-            "refused": sorted(self.refused),
-            "updates": self._updates,
-            "kept": {name: torch.from_numpy(units.copy()) for name, units in self.groups.kept_units().items()},
-            "original": self.original.state_dict(),
-            "criterion": self.settings.criterion,
-            "scores": self.criterion.state_dict(),
-            "trained": sorted(self._trained.names),
-            "sums": {} if self.history else dict(self.twins.sums),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a checkpoint left off; the network takes the checkpoint's shapes.
-
-        Build the network as its code builds it, unpruned, then the pruner, then load the pruner's state; the
-        network's and the optimizers' own states fit after that.
-
-        Raises:
-            PlanError: The state is one of another network, or of one with channels that this one has lost.
-        """
-        if not self.history:
-            self._tie(OriginalNetwork.from_state_dict(state["original"]).twins)
-        restricted = self.groups.unpruned().restricted(state["kept"])
-        kept, now = restricted.kept_units(), self.groups.kept_units()
-        if absent := [name for name in now if not set(kept[name].tolist()) <= set(now[name].tolist())]:
-            raise PlanError(f"The network has lost channels that the state has: groups {', '.join(absent[:8])}.")
-        lost = {name: np.flatnonzero(~np.isin(now[name], kept[name])).tolist() for name in now}
-        cut_tensors_(self.model, self.groups.plan(lost), self.optimizers, self.settings.optimizer_state)
-        self.groups = restricted
-        self.load_progress(state)
-
-    def load_progress(self, state: Mapping[str, Any]) -> None:
-        """Take up history and scores of a checkpoint, for a network that has the checkpoint's shapes already."""
-        self.history = copy.deepcopy(state["history"])
-        self.refused, self.twins.sums = set(state["refused"]), state["sums"]
-        self._updates, self._trained = state["updates"], TrainedParameters(state.get("trained", ()))
-        if self.groups.kept_units().keys() != state["kept"].keys():
-            return  # analysed anew, as it runs other ways than before the checkpoint: it is scored from here on
-        self.original = OriginalNetwork.from_state_dict(state["original"])
-        before = state.get("criterion", now := self.settings.criterion)
-        self.restart_criterion(state["scores"] if before == now else None)
-        if before != now:
-            self._warn(f"The scores so far are dropped: they are of `{before}`, and now `{now}` judges.")

@@ -81,7 +81,7 @@ def _draw_accuracies(axes: Axes, progress: Progress, style: Style) -> None:
 
 def _draw_filters(axes: Axes, progress: Progress, style: Style) -> None:
     """Draw how many filters can still be pruned; prunes that were taken back made no lasting difference."""
-    counts = zip(progress.iterations, progress.prunable_filters, strict=True)
+    counts = zip(progress.iterations, progress.num_prunable_filters, strict=True)
     lasting = [(x, y) for x, y in counts if x not in progress.taken_back]
     axes.step(*zip(*lasting, strict=True), where="post", color=style.palette.after, linewidth=1.6)
     axes.set_ylim(bottom=0)

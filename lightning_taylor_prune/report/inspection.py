@@ -16,9 +16,10 @@ from lightning_taylor_prune.groups.families import layer_name
 from lightning_taylor_prune.groups.find import find_groups
 from lightning_taylor_prune.groups.group import ChannelGroup, LockedChannels
 from lightning_taylor_prune.groups.groups import ChannelGroups
-from lightning_taylor_prune.pruning.constraints import COSTS, Constraints, check_bool
+from lightning_taylor_prune.pruning.constraints import Constraints, check_bool
+from lightning_taylor_prune.pruning.costs import COSTS
+from lightning_taylor_prune.pruning.layers import ratios_of_groups, without_leave
 from lightning_taylor_prune.pruning.prune import refuse_wrappers
-from lightning_taylor_prune.pruning.select import excluded_groups
 from lightning_taylor_prune.tracing.call import batch_size
 
 if TYPE_CHECKING:
@@ -232,10 +233,12 @@ def _smallest(
     Returns:
         The groups, and what the code turned out to need although nothing locks it.
     """
-    kept_whole = excluded_groups(groups, constraints.exclude) if constraints.exclude else set()
+    kept_whole, ratios = without_leave(groups, constraints), ratios_of_groups(groups, constraints.max_pruning_ratio)
     refused: list[LockedChannels] = []
     while True:
-        plan = groups.plan({g.name: _removable(g, constraints) for g in groups if g.name not in kept_whole})
+        plan = groups.plan(
+            {g.name: _removable(g, constraints, ratios[g.name]) for g in groups if g.name not in kept_whole}
+        )
         divergence = groups.verify(model, plan) if plan else None
         if divergence is None:
             return groups.after(plan), refused
@@ -245,9 +248,9 @@ def _smallest(
         refused += [LockedChannels(name, groups[name].num_channels, reason) for name in sorted(concerned)]
 
 
-def _removable(group: ChannelGroup, constraints: Constraints) -> range:
+def _removable(group: ChannelGroup, constraints: Constraints, ratio: float) -> range:
     """Return the units that may be removed from a group, the last ones."""
-    kept = math.ceil((1 - constraints.max_pruning_ratio) * group.original_num_channels - 1e-9)
+    kept = math.ceil((1 - ratio) * group.original_num_channels - 1e-9)
     return range(max(1, constraints.min_channels, kept), group.num_channels)
 
 

@@ -83,7 +83,7 @@ def _progress_picture(progress: Progress) -> Picture:
         if known
         else ""
     )
-    prunable = progress.prunable_filters
+    prunable = progress.num_prunable_filters
     lasting = [n for at, n in zip(progress.iterations, prunable, strict=True) if at not in progress.taken_back]
     alt = (
         f"Three line charts over the same iterations, with a vertical line at each of "

@@ -87,7 +87,7 @@ class Progress:
         losses: Training loss of one mini-batch each.
         iterations: Iterations at which accuracy and filters were taken: 0, then one per prune.
         accuracies: Validation accuracy at these iterations, 0 to 1; NaN where it was not measured.
-        prunable_filters: Filters that could still be pruned at these iterations.
+        num_prunable_filters: Filters that could still be pruned at these iterations.
         taken_back: Iterations of the prunes that were taken back, as they spoilt a metric.
     """
 
@@ -95,7 +95,7 @@ class Progress:
     losses: Sequence[float]
     iterations: Sequence[int]
     accuracies: Sequence[float]
-    prunable_filters: Sequence[int]
+    num_prunable_filters: Sequence[int]
     taken_back: Sequence[int] = ()
 
 

@@ -127,6 +127,7 @@ class Trace:
         stored: Tensors that the network stored in attributes of its modules or around them.
         is_parameter: Names of the tensors that are parameters, not buffers.
         aliases: All names of the modules that have several, by the first of them.
+        classes: Class of every module, by each of its names.
         onlookers: Forward hooks that are not run.
         draws_in_python: The code drew random numbers in Python or NumPy: with others it may take another path.
         draws_in_torch: The code asked for values that come from torch's random generator.
@@ -147,6 +148,7 @@ class Trace:
     stored: list[StoredTensor] = field(default_factory=list)
     is_parameter: frozenset[str] = frozenset()
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    classes: Mapping[str, type[nn.Module]] = field(default_factory=dict)
     onlookers: Onlookers = field(default_factory=Onlookers)
     draws_in_python: bool = False
     draws_in_torch: bool = False
@@ -227,6 +229,7 @@ def fake_trace(
         tensors=_fake_tensors(root, mode, shapes or {}),
         is_parameter=frozenset(name for name, _ in root.named_parameters()),
         aliases=_aliases(root),
+        classes={name: type(module) for name, module in root.named_modules(remove_duplicate=False)},
         scripted=frozenset(scripted_tensors(root)),
         surroundings=Surroundings(root),
     )

@@ -72,11 +72,50 @@ def test_changed_argument_counts_from_the_resumed_step_on(
     assert steps_after(tmp_path, before, after) == steps
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "steps", "filters"),
+    [
+        ({"max_prunes": 4}, {"max_prunes": 8}, EVERY_2, 14),
+        ({"max_prunes": 8}, {"max_prunes": 6}, [*EVERY_2, 10, 12], 14),
+        ({"max_prunes": 8}, {"max_prunes": 8}, [*EVERY_2, 10, 12, 14, 16], 14),
+        ({"max_prunes": 4, "stop_at": {"filters": 20}}, {"max_prunes": 7}, [*EVERY_2, 10, 12, 14], 14),
+        ({"max_prunes": 4}, {"max_prunes": 4, "schedule": "cubic"}, EVERY_2, 14),
+        ({"filters_per_prune": 1}, {"max_prunes": 6}, [*EVERY_2, 10, 12], 14),
+    ],
+    ids=str,
+)
+def test_way_to_a_target_is_spread_anew_over_changed_prunes(
+    before: dict[str, Any], after: dict[str, Any], steps: list[int], filters: int, tmp_path: Path
+) -> None:
+    budget: dict[str, Any] = {"filters_per_prune": None, "stop_at": {"filters": filters}}
+    run(tmp_path, None, pruning(**{**budget, **before}), epochs=1)
+    callback = pruning(**{**budget, **after})
+    run(tmp_path, "epoch=0.ckpt", callback)
+    assert [row["step"] for row in callback.history] == steps
+    assert (callback.history[-1]["filters"], callback.stop_reason) == (filters, "target")
+
+
+def test_ended_run_of_an_earlier_version_has_ended(tmp_path: Path) -> None:
+    run(tmp_path, None, pruning(max_prunes=2), epochs=1)
+    path, key = tmp_path / "epoch=0.ckpt", pruning().state_key
+    checkpoint = torch.load(path, weights_only=True)
+    state = checkpoint["callbacks"][key]
+    del state["stop_message"], state["attempts"]
+    state["stop_reason"] = "all 2 prunes are done"
+    for row in state["history"]:
+        row["prunable_filters"] = row.pop("num_prunable_filters")
+    torch.save(checkpoint, path)
+    callback = pruning(max_prunes=2)
+    run(tmp_path, "epoch=0.ckpt", callback)
+    assert (callback.stop_reason, len(callback.history)) == ("max_prunes", 2)
+    assert all(row["num_prunable_filters"] < 28 and "prunable_filters" not in row for row in callback.history)
+
+
 def test_changed_limits_say_what_becomes_of_pruning(tmp_path: Path) -> None:
     run(tmp_path, None, pruning(), epochs=1)
     callback = pruning(max_prunes=3)
     run(tmp_path, "epoch=0.ckpt", callback)
-    assert callback.stop_reason == "all 3 prunes are done"
+    assert (callback.stop_reason, callback.stop_message) == ("max_prunes", "all 3 prunes are done")
 
 
 def test_changed_criterion_drops_the_scores_with_one_warning(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_taylor_prune import TaylorPruningCallback
-from lightning_taylor_prune.callbacks import pruning as callback_code
 from lightning_taylor_prune.callbacks import resume as resume_code
+from lightning_taylor_prune.callbacks import steps as callback_code
 from lightning_taylor_prune.callbacks.strategies import Rewrap
 from lightning_taylor_prune.callbacks.trainer_compat import ValidationRequest
 from lightning_taylor_prune.criteria.taylor import Taylor

@@ -188,7 +188,7 @@ def test_progress_is_that_of_the_history():
     callback, figures = fit(Album())
     progress = figures.progress(callback)
     assert list(progress.iterations) == [0, 2, 4, 6]
-    assert list(progress.prunable_filters) == [24, 22, 20, 18]
+    assert list(progress.num_prunable_filters) == [24, 22, 20, 18]
     assert list(progress.accuracies[1:]) == [row["metrics"]["val_acc"] for row in callback.history]
     assert list(progress.loss_iterations) == list(range(1, 9))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -16,7 +17,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from lightning_taylor_prune import PruningWarning, TaylorPruningCallback, find_groups
+from lightning_taylor_prune import PruningWarning, StopReason, TaylorPruningCallback, find_groups
+from lightning_taylor_prune.pruning.costs import COSTS
 from tests.lightning_modules import (
     Adversarial,
     ChildClassifier,
@@ -39,6 +41,26 @@ def fit(module: pl.LightningModule, callback: TaylorPruningCallback, val: bool =
     run = trainer(callback, **kwargs)
     run.fit(module, loader(), loader(seed=1) if val else None)
     return run
+
+
+def wide() -> Classifier:
+    """Return a classifier with so many filters that one is a small part of every cost."""
+    module = Classifier()
+    module.network = nn.Sequential(
+        nn.Conv2d(1, 100, 3), nn.ReLU(inplace=True), nn.Conv2d(100, 160, 3), nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(160, 4),
+    )  # fmt: skip
+    return module
+
+
+class Watch(pl.Callback):
+    """Looks at something after every training step."""
+
+    def __init__(self, look: Any) -> None:
+        self._look = look
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self._look()
 
 
 # --- the main job ---------------------------------------------------------------------------------------------------
@@ -141,6 +163,61 @@ def test_target_is_reached_but_never_overshot(cost: str, value: float) -> None:
     fit(module, callback, max_epochs=4)
     reached = callback.history[-1][cost]
     assert floor <= reached < floor + 0.1 * whole and "target" in str(callback.stop_reason)
+
+
+def test_target_out_of_reach_is_refused_before_a_step_is_taken() -> None:
+    callback = TaylorPruningCallback(stop_at={"params": 0.1}, max_pruning_ratio=0.3)
+    run = trainer(callback)
+    with pytest.raises(
+        MisconfigurationException, match=r"`stop_at\['params'\]` to be at least .*`max_pruning_ratio=0.3`"
+    ):
+        run.fit(Classifier(), loader())
+    assert run.global_step == 0
+
+
+def test_reason_to_stop_is_a_value_and_a_sentence() -> None:
+    callback = TaylorPruningCallback(every_n_steps=1, stop_at={"filters": 20}, max_prunes=4)
+    fit(Classifier(), callback)
+    assert callback.stop_reason is StopReason.TARGET
+    assert callback.stop_message == "the target is reached: filters 20 (71.4% of 28)"
+
+
+@pytest.mark.parametrize("cost", ["params", "macs", "filters", "memory", "activation_memory"])
+def test_way_to_a_target_is_spread_over_the_prunes(cost: str) -> None:
+    callback = TaylorPruningCallback(every_n_steps=1, stop_at={cost: 0.6}, max_prunes=6)
+    module, costs = wide(), []
+    fit(module, callback, more_callbacks=[Watch(lambda: costs.append(COSTS[cost](callback.groups)))], max_epochs=2)
+    whole = COSTS[cost](callback.groups.unpruned())
+    assert len(callback.history) == 6 and callback.stop_reason == "target"
+    for prune, value in enumerate(costs[:6], start=1):
+        planned = whole - prune / 6 * 0.4 * whole
+        assert planned <= value < planned + 0.04 * whole
+    assert 0.6 * whole <= costs[-1] <= 0.606 * whole
+
+
+@pytest.mark.parametrize(
+    ("schedule", "first"), [("linear", 0.1), ("cubic", 0.1 * 2.71), (lambda t: t**0.25, 0.1 * 5.62)], ids=str
+)
+def test_schedule_says_how_much_the_first_prune_removes(schedule: Any, first: float) -> None:
+    callback = TaylorPruningCallback(every_n_steps=8, stop_at={"params": 0.2}, max_prunes=10, schedule=schedule)
+    fit(wide(), callback)
+    whole = callback.groups.unpruned().params
+    assert callback.history[0]["params"] == pytest.approx((1 - 0.8 * first) * whole, rel=0.03)
+
+
+def test_prune_whose_share_is_smaller_than_a_unit_waits_and_the_target_is_reached_in_time() -> None:
+    callback = TaylorPruningCallback(every_n_steps=1, stop_at={"filters": 0.9}, max_prunes=16)
+    fit(Classifier(), callback, max_epochs=3)
+    assert len(callback.history) < 16 and callback.history[-1]["step"] <= 16
+    assert (callback.history[-1]["filters"], callback.stop_reason) == (26, "target")
+
+
+def test_function_as_schedule_is_in_copies_but_not_in_checkpoints(tmp_path: Any) -> None:
+    callback = TaylorPruningCallback(every_n_steps=2, stop_at={"params": 0.6}, max_prunes=4, schedule=lambda t: t * t)
+    fit(Classifier(), callback)
+    torch.save(callback.state_dict(), tmp_path / "state")
+    assert torch.load(tmp_path / "state", weights_only=True)["attempts"] == 4
+    assert copy.deepcopy(callback).settings.budget.schedule(0.5) == 0.25
 
 
 def test_nothing_left_warns_once_and_training_goes_on() -> None:
@@ -320,7 +397,7 @@ def test_rows_reach_the_logger_at_once(tmp_path: Any) -> None:
     callback = TaylorPruningCallback(every_n_steps=3, filters_per_prune=2)
     fit(Classifier(), callback, val=True, logger=logger, log_every_n_steps=1000)
     text = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
-    wanted = {f"prune/{k}" for k in ("filters", "prunable_filters", "params", "macs", "removed", "score_threshold")}
+    wanted = {f"prune/{k}" for k in ("filters", "num_prunable_filters", "params", "macs", "removed", "score_threshold")}
     assert wanted | {"prune/filters_per_layer/network.0", "prune/val_acc"} <= set(text[0].split(","))
 
 

@@ -38,13 +38,13 @@ def test_headline(metrics, monitor, shown):
 
 def test_progress_takes_no_loss_for_an_accuracy():
     rows = [
-        {"step": 0, "metrics": {}, "prunable_filters": 24},
-        {"step": 5, "metrics": {"val_loss": 0.5}, "prunable_filters": 20},
-        {"step": 10, "metrics": METRICS, "prunable_filters": 16},
+        {"step": 0, "metrics": {}, "num_prunable_filters": 24},
+        {"step": 5, "metrics": {"val_loss": 0.5}, "num_prunable_filters": 20},
+        {"step": 10, "metrics": METRICS, "num_prunable_filters": 16},
     ]
     progress = progress_of(rows, [1, 2], [0.9, 0.8])
     assert list(progress.accuracies) == pytest.approx([math.nan, math.nan, 0.75], nan_ok=True)
-    assert (list(progress.iterations), list(progress.prunable_filters)) == ([0, 5, 10], [24, 20, 16])
+    assert (list(progress.iterations), list(progress.num_prunable_filters)) == ([0, 5, 10], [24, 20, 16])
     assert (list(progress.loss_iterations), list(progress.losses)) == ([1, 2], [0.9, 0.8])
 
 
@@ -73,6 +73,13 @@ def pruned(done, **settings):
 def test_prunes_and_steps_foreseen(callback, step, last, expected):
     now = pruning_status(callback, Sizes(), step, last)
     assert (now.done, now.total, now.steps_left) == expected
+
+
+def test_prune_whose_share_was_smaller_than_a_unit_counts_as_done():
+    callback = pruned(2, stop_at={"params": 0.5})
+    callback.load_state_dict({**callback.state_dict(), "attempts": 3})
+    now = pruning_status(callback, Sizes(), 30, None)
+    assert (now.done, now.total, now.steps_left) == (2, 4, 20)
 
 
 def test_pruning_that_stopped_has_no_steps_to_go():

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_taylor_prune import PlanError, find_groups, select
-from lightning_taylor_prune.pruning.select import Constraints, choose, highest_removed, score_summary
+from lightning_taylor_prune.pruning.constraints import Constraints
+from lightning_taylor_prune.pruning.costs import COSTS
+from lightning_taylor_prune.pruning.select import choose
 
 
 def network() -> nn.Sequential:
@@ -99,14 +101,12 @@ def test_no_unit_is_kept_that_scores_below_a_removed_one_of_its_group(
         assert not taken.any() or own[taken].max() <= own[~taken].min()
 
 
-@given(fraction=st.floats(0.05, 1.0), cost=st.sampled_from(["params", "macs", "filters"]), seed=st.integers(0, 99))
+@given(fraction=st.floats(0.05, 1.0), cost=st.sampled_from(list(COSTS)), seed=st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_a_target_is_never_overshot(fraction: float, cost: str, seed: int) -> None:
     scores = torch.rand(20, generator=torch.Generator().manual_seed(seed))
     after = GROUPS.after(select(GROUPS, scores, 20, stop_at={cost: fraction}))
-    read = {"params": lambda g: g.params, "macs": lambda g: g.macs, "filters": lambda g: g.num_filters}[cost]
-    smallest = read(GROUPS.after(select(GROUPS, scores, 20)))
-    assert read(after) >= fraction * read(GROUPS.unpruned()) or read(after) == smallest
+    assert COSTS[cost](after) >= fraction * COSTS[cost](GROUPS)
 
 
 @pytest.mark.parametrize(
@@ -126,11 +126,6 @@ def test_fraction_of_all_units() -> None:
     assert len(select(GROUPS, torch.arange(20.0), pruning_ratio=0.25)) == 5
 
 
-def test_highest_removed_score() -> None:
-    scores = torch.arange(20.0)
-    assert highest_removed(select(GROUPS, scores, 4), GROUPS, scores) == 3.0
-
-
 @pytest.mark.parametrize(
     ("scores", "arguments", "message"),
     [
@@ -138,19 +133,104 @@ def test_highest_removed_score() -> None:
         (torch.rand(20), {}, "exactly one"),
         (torch.rand(20), {"num_units": 1, "stop_at": {"flops": 1}}, "flops"),
         (torch.rand(20), {"num_units": 1, "exclude": ["conv9"]}, "conv9"),
+        (torch.rand(20), {"num_units": 1, "stop_at": {"latency": 0.5}}, "table of measured times as `latency`"),
+        (torch.rand(20), {"num_units": 1, "latency": 3.0}, "methods `latency` and `unit_latency`.*3.0"),
     ],
-    ids=["scores", "how many", "stop_at", "exclude"],
+    ids=["scores", "how many", "stop_at", "exclude", "latency without table", "no table"],
 )
 def test_wrong_argument_is_named(scores: torch.Tensor, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         select(GROUPS, scores, **arguments)
 
 
-def test_summary_tells_median_scores_and_standing_of_each_group() -> None:
-    scores = torch.cat([torch.arange(6.0), torch.arange(10.0, 20.0), torch.full((4,), torch.nan)])
-    summary = score_summary(GROUPS.plan({"0": [0, 1]}), GROUPS, scores)
-    assert summary == {
-        "0": {"removed": 2, "removed_score": 0.5, "kept_score": 3.5, "rank": pytest.approx(2.5 / 15)},
-        "2": {"removed": 0, "removed_score": None, "kept_score": 14.5, "rank": pytest.approx(10.5 / 15)},
-        "4": {"removed": 0, "removed_score": None, "kept_score": None, "rank": None},
-    }
+# --- targets --------------------------------------------------------------------------------------------------------
+
+WIDE = find_groups(
+    nn.Sequential(
+        nn.Conv2d(3, 80, 3), nn.ReLU(inplace=True), nn.Conv2d(80, 192, 3), nn.ReLU(inplace=True),
+        nn.Conv2d(192, 80, 3), nn.ReLU(inplace=True), nn.Conv2d(80, 8, 3),
+    ),
+    torch.zeros(4, 3, 12, 12),
+)  # fmt: skip
+
+
+def choice(stop_at: dict[str, float], wanted: int | None, seed: int = 0, **options: Any) -> Any:
+    scores = torch.rand(WIDE.num_units, generator=torch.Generator().manual_seed(seed))
+    return choose(WIDE, scores, wanted, Constraints(stop_at=stop_at, **options))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("cost", COSTS)
+def test_target_is_reached_within_one_per_cent(cost: str, seed: int) -> None:
+    found = choice({cost: 0.6}, None, seed)
+    floor = 0.6 * COSTS[cost](WIDE)
+    assert found.reason == "target" and floor <= COSTS[cost](WIDE.after(found.plan)) <= 1.01 * floor
+
+
+def test_absolute_target_is_exact_where_units_allow_it() -> None:
+    assert WIDE.after(choice({"filters": 200}, None).plan).num_filters == 200
+
+
+def test_of_several_targets_none_is_undercut() -> None:
+    after = WIDE.after(choice({"params": 0.5, "macs": 0.6, "filters": 180}, None).plan)
+    assert after.params >= 0.5 * WIDE.params and after.macs >= 0.6 * WIDE.macs and after.num_filters >= 180
+
+
+def test_several_targets_are_reached_together() -> None:
+    alone = [WIDE.after(choice(stop_at, None).plan) for stop_at in ({"params": 0.6}, {"filters": 0.8})]
+    assert alone[0].num_filters < 0.78 * WIDE.num_filters and alone[1].params > 0.62 * WIDE.params
+    both = WIDE.after(choice({"params": 0.6, "filters": 0.8}, None).plan)
+    assert 0.6 <= both.params / WIDE.params <= 0.606 and 0.8 <= both.num_filters / WIDE.num_filters <= 0.808
+
+
+def test_targets_that_plain_scores_reach_together_leave_the_ranking_alone() -> None:
+    plain = choice({"params": 0.6}, None).plan
+    macs = WIDE.after(plain).macs / WIDE.macs
+    both = choice({"params": 0.6, "macs": 0.999 * macs}, None).plan
+    assert plain.removed == both.removed
+
+
+def test_unit_that_would_undercut_is_passed_over_for_those_that_fit() -> None:
+    scores = torch.arange(20.0)  # group `0` first, whose units cost most
+    floor = GROUPS.params - 65  # a unit of `0` saves 118, of `2` 63, of `4` (two filters) 66
+    found = choose(GROUPS, scores, None, Constraints(stop_at={"params": floor}))
+    assert (dict(found.plan.removed), found.reason) == ({"2": (0,)}, "target")
+
+
+def test_group_whose_next_unit_does_not_fit_gives_none_of_higher_score() -> None:
+    scores = torch.arange(WIDE.num_units).double()
+    plan = choose(WIDE, scores, None, Constraints(stop_at={"params": 0.5})).plan
+    assert all(units == tuple(range(len(units))) for units in plan.removed.values())
+
+
+def test_number_of_units_also_bounds_what_fits() -> None:
+    assert len(choice({"params": 0.6}, 30).plan) == 30
+
+
+def test_target_that_is_undercut_already_takes_nothing() -> None:
+    small = GROUPS.after(GROUPS.plan({"0": [0, 1, 2]}))
+    found = choose(small, torch.zeros(small.num_units), 5, Constraints(stop_at={"params": 0.9}))
+    assert (len(found.plan), found.reason) == (0, "target")
+
+
+def test_way_to_a_target_keeps_the_order_of_scores() -> None:
+    floor = 0.9 * WIDE.params
+    found = choose(WIDE, torch.arange(WIDE.num_units), None, Constraints(stop_at={"params": 0.5}), {"params": floor})
+    assert found.reason is None and set(found.plan.removed) == {"0"} and WIDE.after(found.plan).params >= floor
+
+
+class Table:
+    """A latency in milliseconds that is measured nowhere."""
+
+    def latency(self, groups: Any) -> float:
+        return 1 + 2e-6 * groups.macs
+
+    def unit_latency(self, groups: Any) -> torch.Tensor:
+        return torch.ones(groups.num_units, dtype=torch.float64)
+
+
+def test_latency_is_read_from_the_table_that_is_handed_in() -> None:
+    table, scores = Table(), torch.arange(WIDE.num_units)
+    after = WIDE.after(select(WIDE, scores, WIDE.num_units, stop_at={"latency": 0.7}, latency=table))
+    floor = 0.7 * table.latency(WIDE)
+    assert floor <= table.latency(after) <= 1.03 * floor

@@ -56,11 +56,11 @@ def test_networks_are_timed_as_copies_in_evaluation_mode():
 
 def test_progress_begins_before_the_first_prune():
     record = {
-        "before": {"step": 0, "metrics": {"val_acc": 0.9}, "prunable_filters": 20},
-        "history": [{"step": 5, "metrics": {}, "prunable_filters": 18}],
+        "before": {"step": 0, "metrics": {"val_acc": 0.9}, "num_prunable_filters": 20},
+        "history": [{"step": 5, "metrics": {}, "num_prunable_filters": 18}],
         "curve": {"iterations": [1, 2], "losses": [0.5, 0.4]},
     }
     progress = evaluation.progress(record)
-    assert (progress.iterations, progress.prunable_filters) == ([0, 5], [20, 18])
+    assert (progress.iterations, progress.num_prunable_filters) == ([0, 5], [20, 18])
     assert progress.accuracies[0] == 0.9
     assert progress.accuracies[1] != progress.accuracies[1]  # not measured: NaN

@@ -24,7 +24,7 @@ PROGRESS = Progress(
     losses=[1 / i for i in range(1, 31)],
     iterations=[0, 10, 20, 30],
     accuracies=[0.99, 0.97, 0.98, 0.96],
-    prunable_filters=[100, 92, 84, 76],
+    num_prunable_filters=[100, 92, 84, 76],
 )
 BEFORE = {"net.stem": 16, "net.block.conv1": 16, "net.block.conv2": 32}
 AFTER = {"net.stem": 9, "net.block.conv1": 16, "net.block.conv2": 20}
@@ -34,7 +34,7 @@ def test_progress_has_three_panels_on_one_axis_of_iterations():
     loss, accuracy, filters = progress_figure(PROGRESS).axes
     assert list(loss.lines[0].get_ydata()) == PROGRESS.losses
     assert list(accuracy.lines[0].get_ydata()) == pytest.approx([99, 97, 98, 96])
-    assert list(filters.lines[0].get_ydata()) == PROGRESS.prunable_filters
+    assert list(filters.lines[0].get_ydata()) == PROGRESS.num_prunable_filters
     assert loss.get_xlim() == accuracy.get_xlim() == filters.get_xlim()
     assert all(axes.get_ylabel() for axes in (loss, accuracy, filters))
     assert "Iteration" in filters.get_xlabel()
