@@ -19,6 +19,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from recipes.benchmarks.coverage_drawn import drawn, smallest
+
 PLUGINS = "COVERAGE_MODELS"
 """Environment variable: modules (comma-separated) whose ``ENTRIES`` join the registry, for networks of one's own."""
 
@@ -33,6 +35,7 @@ class Built:
         kwargs: Keyword arguments.
         free_shapes: The shapes of what comes out depend on the weights (the number of boxes found, say).
         float32: To be run in this precision, as double is too slow.
+        member: Which network it is, where the row is named after a family.
     """
 
     model: nn.Module
@@ -40,6 +43,7 @@ class Built:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     free_shapes: bool = False
     float32: bool = False
+    member: str = ""
 
 
 @dataclass(frozen=True)
@@ -232,6 +236,13 @@ def _timm(name: str) -> Built:
     return Built(timm.create_model(name, pretrained=False, **options), images(pixels))
 
 
+def _timm_family(family: str) -> Built:
+    """Build the smallest network of a family as timm does, with images of the size that it was made for."""
+    name = smallest(family)
+    model = importlib.import_module("timm").create_model(name, pretrained=False)
+    return Built(model, images(model.default_cfg["input_size"][-1]), member=name)
+
+
 # --- transformers --------------------------------------------------------------------------------------------------
 
 _TOKENS = 12
@@ -311,6 +322,7 @@ def _built_in() -> list[Entry]:
     return [
         *(Entry(f"transformers/{n}", partial(_transformers, *spec)) for n, spec in _TRANSFORMERS.items()),
         *(Entry(f"timm/{n}", partial(_timm, n)) for n in _TIMM),
+        *(Entry(f"drawn/{family}", partial(_timm_family, family)) for family in drawn(tuple(_TIMM))),
         *(Entry(f"segmentation/{n}", partial(_segmentation, n)) for n in segmenters),
         *(Entry(f"detection/{n}", partial(_detection, n)) for n in _DETECTORS),
         *(Entry(f"video/{n}", partial(_video, n)) for n in _CLIPS),
