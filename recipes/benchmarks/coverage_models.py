@@ -236,11 +236,16 @@ def _timm(name: str) -> Built:
     return Built(timm.create_model(name, pretrained=False, **options), images(pixels))
 
 
+_PIXELS_OF_LARGE = {"deepseek_vit": 182, "gemma4_vit": 240}
+"""Families whose smallest network is so large that it would take hours with images of the size it was made for."""
+
+
 def _timm_family(family: str) -> Built:
-    """Build the smallest network of a family as timm does, with images of the size that it was made for."""
+    """Build the smallest network of a family as timm does, with images of the size that it was made for, mostly."""
     name = smallest(family)
     model = importlib.import_module("timm").create_model(name, pretrained=False)
-    return Built(model, images(model.default_cfg["input_size"][-1]), member=name)
+    pixels = _PIXELS_OF_LARGE.get(family, model.default_cfg["input_size"][-1])
+    return Built(model, images(pixels), member=name)
 
 
 # --- transformers --------------------------------------------------------------------------------------------------

@@ -109,7 +109,8 @@ def as_markdown(records: Sequence[Mapping[str, Any]]) -> str:
         f"{summary(records)}.",
         "",
         f"The rows `drawn/...` are the smallest networks of {COUNT} families of timm, drawn at random (seed {SEED}) "
-        "from those that no other row covers, with images of the size that they were made for.",
+        "from those that no other row covers, with images of the size that they were made for (deepseek_vit and "
+        "gemma4_vit: smaller).",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|" + "---|" * len(HEADINGS),
