@@ -163,9 +163,18 @@ class PreparedDryRun:
         return None
 
     def _run(self, number: int, changes: Sequence[Write]) -> Divergence | None:
+        found = self._run_once(number, changes)
+        if not self._dry_run.traces[number].known.give_up():
+            return found
+        self._dry_run.forget_results()
+        return self._run_once(number, changes)
+
+    def _run_once(self, number: int, changes: Sequence[Write]) -> Divergence | None:
         dry_run, trace = self._dry_run, self._dry_run.traces[number]
         tensors = dry_run.cut_tensors(number, self._structure, self._counts)
-        values = KnownValues(trace.mode, tensors, value_of(self._real, tensors), refused=trace.refused)
+        values = KnownValues(
+            trace.mode, tensors, value_of(self._real, tensors), refused=trace.refused, by_shape=trace.known
+        )
         check = _Check(self._structure, number, self._counts, dry_run.results[number], values)
         found = check.run(self._prepared(number), tensors, changes)
         dry_run.forget_leaks(number, tensors)
