@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -15,7 +15,7 @@ from lightning_taylor_prune.groups.call_places import evidence_at, sites_alike, 
 from lightning_taylor_prune.groups.changes import CodeChanges
 from lightning_taylor_prune.groups.dry_run import DryRun
 from lightning_taylor_prune.groups.groups import ChannelGroups
-from lightning_taylor_prune.groups.infer_sizes import find_rewriting, find_size_rules
+from lightning_taylor_prune.groups.infer_sizes import evidence_of, find_rewriting, find_size_rules
 from lightning_taylor_prune.groups.infer_ties import find_ties, keeps_a_choice
 from lightning_taylor_prune.groups.paths import Paths
 from lightning_taylor_prune.groups.shapes import KeepMask
@@ -75,6 +75,7 @@ class Search:
         self._changes = CodeChanges()
         self._rounds = 0
         self._untied: set[tuple[Any, ...]] = set()
+        self._unexplained: set[Hashable] = set()
         self._could_follow: dict[tuple[str, ...], bool] = {}
 
     def run(self) -> ChannelGroups:
@@ -93,7 +94,7 @@ class Search:
         """Try cuts of a structure, with all changes of the code that are known so far."""
         note("trying cuts on the network's own code")
         groups = ChannelGroups(Analysis.of(structure, self._changes, self._dry_run, self._calls))
-        return try_cuts(self._snapshot, groups, self._rewrite)
+        return try_cuts(self._snapshot, groups, self._rewrite, self._unexplained)
 
     def _structure(self, ties: Sequence[Tie] = ()) -> Structure:
         """Find what belongs together, with more ties than those that are known."""
@@ -175,7 +176,7 @@ class Search:
         return self._could_follow[lines]
 
 
-def try_cuts(network: Snapshot, groups: ChannelGroups, rewrite: bool) -> Outcome:
+def try_cuts(network: Snapshot, groups: ChannelGroups, rewrite: bool, unexplained: set[Hashable]) -> Outcome:
     """Try cuts of several patterns; return the first contradiction of the network's code.
 
     A contradiction may vanish when integers that modules hold change with the channels: the groups returned do so.
@@ -184,14 +185,16 @@ def try_cuts(network: Snapshot, groups: ChannelGroups, rewrite: bool) -> Outcome
         network: The network as it is now.
         groups: Its groups.
         rewrite: Whether integers in the code of modules may change, too.
+        unexplained: Evidence of contradictions that no integers explain, to which more is added.
     """
     inferred = True
     while inferred:  # what is inferred from one pattern must hold for the others too
         inferred = False
         for removed in trial_cuts(groups):
             while (found := _contradiction(network, groups, removed)) is not None:
-                changes = _changes_for(found, rewrite)
+                changes = None if (evidence := _evidence_of(found)) in unexplained else _changes_for(found, rewrite)
                 if changes is None:
+                    unexplained.add(evidence)
                     return groups, found
                 groups, inferred = groups.with_changes(changes), True
     return groups, None
@@ -203,6 +206,10 @@ def _contradiction(
     trial = Trial(network.root, groups, groups.plan(removed), network)
     divergence = trial.run() if trial.plan else None
     return None if divergence is None else Contradiction(trial, divergence)
+
+
+def _evidence_of(found: Contradiction) -> Hashable:
+    return evidence_of(found.trial, found.divergence)
 
 
 def _changes_for(found: Contradiction, rewrite: bool) -> CodeChanges | None:
