@@ -46,7 +46,8 @@ def same_numbers(before: Any, now: Any) -> bool:
         return True
     with without_modes():
         if before.shape == now.shape:
-            return before.dtype == now.dtype and bool(torch.allclose(before, now, rtol=0, atol=0, equal_nan=True))
+            as_now = before.to(now.dtype)  # code may have cast what it stores since (anchors of a detector, say)
+            return bool(torch.allclose(as_now, now, rtol=0, atol=0, equal_nan=True))
         uniform = [x.numel() > 0 and bool((x == x.reshape(-1)[0]).all()) for x in (before, now)]
         return not all(uniform) or bool(before.reshape(-1)[0] == now.reshape(-1)[0])
 
