@@ -102,5 +102,4 @@ class Gradients(nn.Module):
 
 
 def test_code_that_asks_for_gradients_is_analysed_without_known_results() -> None:
-    locked = find_groups(Gradients(), torch.zeros(2, 4)).locked
-    assert ["aten.mm" in entry.reason for entry in locked] == [True, True, False]  # the operators of backward passes
+    assert [group.name for group in find_groups(Gradients(), torch.zeros(2, 4))] == ["first"]
