@@ -1,4 +1,4 @@
-"""Constants that code makes while it runs: whether they hold the same numbers at other shapes."""
+"""Numbers that code computes with, and constants that it makes: whether they are the same at other shapes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,36 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
+from lightning_taylor_prune.labels.rules.registry import describe_operator
 from lightning_taylor_prune.tracing.arrays import without_modes
 from lightning_taylor_prune.tracing.values import is_fake
+
+
+def changed_number(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """Say which number in the arithmetic of an operator depends on how many channels there are; ``None`` if none does.
+
+    The values would then change, not only the shapes.
+
+    Args:
+        node: The operator as it was traced.
+        args: Its positional arguments now.
+        kwargs: Its keyword arguments now.
+    """
+    for name in operands(node.target):
+        before, now = (argument(name, *given) for given in ((node.args, node.kwargs), (args, kwargs)))
+        if isinstance(before, Node) and "constant" in before.meta and not same_numbers(before.meta["val"], now):
+            return (
+                f"the network's code computes with a constant that follows them: {shown(now)} where it was "
+                f"{shown(before.meta['val'])} ({describe_operator(node)})"
+            )
+        if isinstance(now, (int, float)) and isinstance(before, (int, float)) and now != before:
+            return (
+                f"the network's code computes with a size: expected the number {before} after pruning, got {now} "
+                f"({describe_operator(node)})"
+            )
+    return None
 
 
 def same_numbers(before: Any, now: Any) -> bool:
@@ -19,7 +46,8 @@ def same_numbers(before: Any, now: Any) -> bool:
         return True
     with without_modes():
         if before.shape == now.shape:
-            return before.dtype == now.dtype and bool(torch.allclose(before, now, rtol=0, atol=0, equal_nan=True))
+            as_now = before.to(now.dtype)  # code may have cast what it stores since (anchors of a detector, say)
+            return bool(torch.allclose(as_now, now, rtol=0, atol=0, equal_nan=True))
         uniform = [x.numel() > 0 and bool((x == x.reshape(-1)[0]).all()) for x in (before, now)]
         return not all(uniform) or bool(before.reshape(-1)[0] == now.reshape(-1)[0])
 

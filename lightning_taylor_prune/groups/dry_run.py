@@ -8,11 +8,10 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from lightning_taylor_prune.groups.changes import CodeChanges
-from lightning_taylor_prune.groups.constants import argument, operands, same_numbers, shown
+from lightning_taylor_prune.groups.constants import changed_number
 from lightning_taylor_prune.groups.divergence import Divergence, frames_of
 from lightning_taylor_prune.groups.recorded_calls import KnownResults, as_results
 from lightning_taylor_prune.groups.shapes import KeepMask
@@ -78,9 +77,19 @@ class DryRun:
         """
         return self.prepare(root, structure, kept, cuts).check(changes)
 
-    def prepare(self, root: nn.Module, structure: Structure, kept: KeepMask, cuts: Sequence[Cut]) -> PreparedDryRun:
-        """Prepare dry runs of one cut with several changes of the code; the arguments are those of :meth:`check`."""
-        return PreparedDryRun(self, root, structure, kept, cuts)
+    def prepare(
+        self,
+        root: nn.Module,
+        structure: Structure,
+        kept: KeepMask,
+        cuts: Sequence[Cut],
+        snapshot: Snapshot | None = None,
+    ) -> PreparedDryRun:
+        """Prepare dry runs of one cut with several changes of the code.
+
+        The arguments are those of :meth:`check`, and a snapshot of the network as it is now, if there is one.
+        """
+        return PreparedDryRun(self, structure, kept, cuts, snapshot or Snapshot(root))
 
     def cut_tensors(self, number: int, structure: Structure, counts: Sequence[int]) -> dict[str, Tensor]:
         """Return the fake tensors of a trace at their predicted shapes; tied tensors are the same object."""
@@ -116,14 +125,14 @@ class PreparedDryRun:
     """
 
     def __init__(
-        self, dry_run: DryRun, root: nn.Module, structure: Structure, kept: KeepMask, cuts: Sequence[Cut]
+        self, dry_run: DryRun, structure: Structure, kept: KeepMask, cuts: Sequence[Cut], snapshot: Snapshot
     ) -> None:
-        self._dry_run, self._root, self._structure = dry_run, root, structure
+        self._dry_run, self._root, self._structure = dry_run, snapshot.root, structure
         self._kept, self._cuts = kept, cuts
         self._counts = structure.counts(kept)
-        self._snapshot = Snapshot(root)
-        self._real = dict(named_tensors(root))
-        self._writes = _writes(attribute_updates(root, cuts))
+        self._snapshot = snapshot
+        self._real = dict(named_tensors(self._root))
+        self._writes = _writes(attribute_updates(self._root, cuts))
         self._runs: dict[int, PreparedRun] = {}
         self._known: dict[Hashable, Divergence | None] = {}
 
@@ -154,9 +163,18 @@ class PreparedDryRun:
         return None
 
     def _run(self, number: int, changes: Sequence[Write]) -> Divergence | None:
+        found = self._run_once(number, changes)
+        if not self._dry_run.traces[number].known.give_up():
+            return found
+        self._dry_run.forget_results()
+        return self._run_once(number, changes)
+
+    def _run_once(self, number: int, changes: Sequence[Write]) -> Divergence | None:
         dry_run, trace = self._dry_run, self._dry_run.traces[number]
         tensors = dry_run.cut_tensors(number, self._structure, self._counts)
-        values = KnownValues(trace.mode, tensors, value_of(self._real, tensors), refused=trace.refused)
+        values = KnownValues(
+            trace.mode, tensors, value_of(self._real, tensors), refused=trace.refused, by_shape=trace.known
+        )
         check = _Check(self._structure, number, self._counts, dry_run.results[number], values)
         found = check.run(self._prepared(number), tensors, changes)
         dry_run.forget_leaks(number, tensors)
@@ -233,7 +251,8 @@ class _Check:
         if expected is not func:
             before = describe_operator(self._ops[index]) if expected is not None else "the end of its run"
             self._fail(f"the network's code calls {operator_name(func)} once they are removed, in place of ({before})")
-        self._compare_numbers(self._ops[index], args, kwargs)
+        if (message := changed_number(self._ops[index], args, kwargs)) is not None:
+            self._fail(message)
         for expected in self._expectations.get(index, ()):
             actual, predicted = expected.expectation.argument(*args, **kwargs), expected.value(self._counts)
             if actual != predicted:
@@ -259,21 +278,6 @@ class _Check:
     def _passes_unchanged(self, index: int) -> bool:
         """Whether an operator only changes the memory layout, and so may be absent when an axis has size 1."""
         return index < len(self._ops) and self._ops[index].target in _UNCHANGED
-
-    def _compare_numbers(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Fail if a number in the arithmetic depends on how many channels there are: then the values would change."""
-        for name in operands(node.target):
-            before, now = (argument(name, *given) for given in ((node.args, node.kwargs), (args, kwargs)))
-            if isinstance(before, Node) and "constant" in before.meta and not same_numbers(before.meta["val"], now):
-                self._fail(
-                    f"the network's code computes with a constant that follows them: {shown(now)} where it was "
-                    f"{shown(before.meta['val'])} ({describe_operator(node)})"
-                )
-            if isinstance(now, (int, float)) and isinstance(before, (int, float)) and now != before:
-                self._fail(
-                    f"the network's code computes with a size: expected the number {before} after pruning, got {now} "
-                    f"({describe_operator(node)})"
-                )
 
     def _fail(self, message: str) -> NoReturn:
         self._found = self._found or message

@@ -17,6 +17,7 @@ from lightning_taylor_prune.labels.idle import COULD_BE_USED
 from lightning_taylor_prune.modules.likeness import Twin, likely_twins
 from lightning_taylor_prune.tracing.call import Call, tree_fake
 from lightning_taylor_prune.tracing.fakes import FakeMode
+from lightning_taylor_prune.tracing.garbage import no_full_collections
 from lightning_taylor_prune.tracing.paths import answered_paths, passages, trace_paths
 from lightning_taylor_prune.tracing.progress import note, reporting
 from lightning_taylor_prune.tracing.recorder import Trace
@@ -163,7 +164,7 @@ def groups_of_calls(
         former: Traces of the same calls that were made before. The code may take other paths now; what it did then
             still counts.
     """
-    with reporting():
+    with reporting(), no_full_collections():
         note("tracing the network")
         traces = [t for call in calls for t in trace_paths(model, call, shapes)]
         known = {found for t in traces for found in passages(t)} if former else set()

@@ -7,7 +7,7 @@ that equals it. The inference is accepted if the dry run then gets further.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 from lightning_taylor_prune.groups.call_places import CallPlace
@@ -34,6 +34,12 @@ found is found in the first three, as a rule; of the code, mostly no more is ask
 def find_size_rules(trial: Trial, divergence: Divergence, most_steps: int = _MOST_STEPS) -> tuple[SizeRule, ...]:
     """Return rules with which the network's code gets past an operator at which it failed; ``()`` if there are none."""
     return _search(trial, divergence, most_steps)
+
+
+def evidence_of(trial: Trial, stuck: Divergence) -> Hashable:
+    """Return all that the search for rules goes by: where it found none, it finds none where that is the same."""
+    sizes = tuple((original, now) for _, original, now in changed_sizes(trial, stuck))
+    return stuck.site, stuck.message, stuck.lines, sizes, trial.groups.analysis.changes
 
 
 def find_rewriting(trial: Trial, divergence: Divergence) -> tuple[tuple[str, ...], tuple[SizeRule, ...]]:

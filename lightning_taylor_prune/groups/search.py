@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -15,7 +15,7 @@ from lightning_taylor_prune.groups.call_places import evidence_at, sites_alike, 
 from lightning_taylor_prune.groups.changes import CodeChanges
 from lightning_taylor_prune.groups.dry_run import DryRun
 from lightning_taylor_prune.groups.groups import ChannelGroups
-from lightning_taylor_prune.groups.infer_sizes import find_rewriting, find_size_rules
+from lightning_taylor_prune.groups.infer_sizes import evidence_of, find_rewriting, find_size_rules
 from lightning_taylor_prune.groups.infer_ties import find_ties, keeps_a_choice
 from lightning_taylor_prune.groups.paths import Paths
 from lightning_taylor_prune.groups.shapes import KeepMask
@@ -24,11 +24,13 @@ from lightning_taylor_prune.groups.trial import Contradiction, Trial
 from lightning_taylor_prune.groups.trial_cuts import trial_cuts
 from lightning_taylor_prune.groups.unread_sizes import unread_size_rules
 from lightning_taylor_prune.labels.places import Lock, Rejection, Site, Tie
-from lightning_taylor_prune.labels.propagate import Propagation, propagate
+from lightning_taylor_prune.labels.propagate import propagate
 from lightning_taylor_prune.labels.rules.registry import find_rules
+from lightning_taylor_prune.labels.runs import LabelledRuns, run_on_labels
 from lightning_taylor_prune.labels.twins import used_tensors
 from lightning_taylor_prune.modules.idle import idle_axes, unused_tensors
 from lightning_taylor_prune.modules.likeness import Twin
+from lightning_taylor_prune.tracing.isolation import Snapshot
 from lightning_taylor_prune.tracing.progress import note
 
 Outcome = tuple[ChannelGroups, Contradiction | None]
@@ -65,12 +67,15 @@ class Search:
         self._rewrite, self._fixed, self._twins = rewrite_hard_coded, fixed, twins
         self._idle = idle_axes(model, unused_tensors(model, used_tensors(paths.traces, twins)))
         self._dry_run = DryRun(paths.traces, len(paths.shown))
+        self._snapshot = Snapshot(model)
         self._rejected: dict[Site, Rejection] = paths.unverified()
+        self._ran: LabelledRuns | None = None  # as long as no other rules are in use
         self._locks: tuple[Lock, ...] = ()
         self._ties: tuple[Tie, ...] = ()
         self._changes = CodeChanges()
         self._rounds = 0
         self._untied: set[tuple[Any, ...]] = set()
+        self._unexplained: set[Hashable] = set()
         self._could_follow: dict[tuple[str, ...], bool] = {}
 
     def run(self) -> ChannelGroups:
@@ -79,23 +84,25 @@ class Search:
         Raises:
             PruningError: Whatever is locked, the network's code contradicts what is predicted.
         """
-        groups, found = self.settle()
+        groups, found = self.settle(self._structure())
         while found is not None:
             groups, found = self.tie(found) or self.reject(found)
         changes = groups.analysis.changes.with_rules(unread_size_rules(self._model, groups))
         return groups.with_changes(changes.shared_by(self._twins))
 
-    def settle(self, ties: Sequence[Tie] = ()) -> Outcome:
-        """Propagate labels with more ties and try the outcome, with all changes of the code that are known so far."""
-        note(f"finding what belongs together among {sum(len(t.ops) for t in self._traces)} operators")
-        structure = Structure.of(self._propagate(ties))
+    def settle(self, structure: Structure) -> Outcome:
+        """Try cuts of a structure, with all changes of the code that are known so far."""
         note("trying cuts on the network's own code")
         groups = ChannelGroups(Analysis.of(structure, self._changes, self._dry_run, self._calls))
-        return try_cuts(self._model, groups, self._rewrite)
+        return try_cuts(self._snapshot, groups, self._rewrite, self._unexplained)
 
-    def _propagate(self, ties: Sequence[Tie]) -> Propagation:
+    def _structure(self, ties: Sequence[Tie] = ()) -> Structure:
+        """Find what belongs together, with more ties than those that are known."""
+        note(f"finding what belongs together among {sum(len(t.ops) for t in self._traces)} operators")
+        if self._ran is None:
+            self._ran = run_on_labels(self._traces, self._rejected)
         ties = (*self._ties, *ties)
-        return propagate(self._traces, self._rejected, ties, self._fixed, self._locks, self._twins, self._idle)
+        return Structure.of(propagate(self._ran, ties, self._fixed, self._locks, self._twins, self._idle))
 
     def tie(self, found: Contradiction) -> Outcome | None:
         """Tie axes of which the code mixes up the sizes, if it then gets further and some channels remain removable."""
@@ -106,9 +113,10 @@ class Search:
         if self._has_fallback(site) or place in self._untied:
             return None
         for ties in islice(find_ties(found.trial, found.divergence), _TIES_TRIED):
-            groups, now = self.settle(ties)
-            further = now is None or now.divergence.site > site
-            if further and keeps_a_choice(groups.structure, ties[0]):
+            if not keeps_a_choice(structure := self._structure(ties), ties[0]):
+                continue
+            groups, now = self.settle(structure)
+            if now is None or now.divergence.site > site:
                 self._ties += tuple(ties)
                 return groups, now
         self._untied.add(place)  # nor will ties help where other modules run the same lines on the same sizes
@@ -141,7 +149,8 @@ class Search:
         for same in {site, *sites_alike(self._model, self._traces, site)} if widely else {site}:
             if self._times_rejected(same) < times:  # one that is ahead has been given another rule already
                 self._rejected[same] = Rejection(times, message)
-        return self.settle()
+        self._ran = None
+        return self.settle(self._structure())
 
     def _lock_what_was_removed(self, trial: Trial, message: str) -> Outcome:
         """Lock the groups of a cut that the code contradicts where no operator touches them.
@@ -157,7 +166,7 @@ class Search:
                 "the network that runs the same operators at every call, by `target=`."
             )
         self._locks += (Lock(labels, message),)
-        return self.settle()
+        return self.settle(self._structure())
 
     def _could_be_rewritten(self, found: Contradiction) -> bool:
         """Whether rewriting the running code would help; inferred once for all modules that run the same lines."""
@@ -167,29 +176,40 @@ class Search:
         return self._could_follow[lines]
 
 
-def try_cuts(model: nn.Module, groups: ChannelGroups, rewrite: bool) -> Outcome:
+def try_cuts(network: Snapshot, groups: ChannelGroups, rewrite: bool, unexplained: set[Hashable]) -> Outcome:
     """Try cuts of several patterns; return the first contradiction of the network's code.
 
     A contradiction may vanish when integers that modules hold change with the channels: the groups returned do so.
+
+    Args:
+        network: The network as it is now.
+        groups: Its groups.
+        rewrite: Whether integers in the code of modules may change, too.
+        unexplained: Evidence of contradictions that no integers explain, to which more is added.
     """
     inferred = True
     while inferred:  # what is inferred from one pattern must hold for the others too
         inferred = False
         for removed in trial_cuts(groups):
-            while (found := _contradiction(model, groups, removed)) is not None:
-                changes = _changes_for(found, rewrite)
+            while (found := _contradiction(network, groups, removed)) is not None:
+                changes = None if (evidence := _evidence_of(found)) in unexplained else _changes_for(found, rewrite)
                 if changes is None:
+                    unexplained.add(evidence)
                     return groups, found
                 groups, inferred = groups.with_changes(changes), True
     return groups, None
 
 
 def _contradiction(
-    model: nn.Module, groups: ChannelGroups, removed: Mapping[str, Sequence[int]]
+    network: Snapshot, groups: ChannelGroups, removed: Mapping[str, Sequence[int]]
 ) -> Contradiction | None:
-    trial = Trial(model, groups, groups.plan(removed))
+    trial = Trial(network.root, groups, groups.plan(removed), network)
     divergence = trial.run() if trial.plan else None
     return None if divergence is None else Contradiction(trial, divergence)
+
+
+def _evidence_of(found: Contradiction) -> Hashable:
+    return evidence_of(found.trial, found.divergence)
 
 
 def _changes_for(found: Contradiction, rewrite: bool) -> CodeChanges | None:

@@ -15,6 +15,7 @@ from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.groups.shapes import KeepMask
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.plan import PruningPlan
+from lightning_taylor_prune.tracing.isolation import Snapshot
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Trial:
         root: The network.
         groups: Its groups, with what is known so far of its code.
         plan: What is removed.
+        snapshot: The network as it is now, if someone has taken one: that takes longer than many a dry run.
     """
 
     root: nn.Module
     groups: ChannelGroups
     plan: PruningPlan
+    snapshot: Snapshot | None = None
 
     @property
     def structure(self) -> Structure:
@@ -61,11 +64,12 @@ class Trial:
 
     def once_more(self) -> Trial:
         """Return the same trial of the network as it is now; one that has run must not run on a changed network."""
-        return replace(self)
+        return replace(self, snapshot=None)
 
     @cached_property
     def _prepared(self) -> PreparedDryRun:
-        return self.groups.analysis.dry_run.prepare(self.root, self.structure, self.kept, self.plan.cuts)
+        dry_run, snapshot = self.groups.analysis.dry_run, self.snapshot
+        return dry_run.prepare(self.root, self.structure, self.kept, self.plan.cuts, snapshot)
 
 
 @dataclass(frozen=True)

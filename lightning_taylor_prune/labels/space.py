@@ -77,6 +77,13 @@ class LabelSpace:
     def __len__(self) -> int:
         return self._size
 
+    def copy(self) -> LabelSpace:
+        """Return the same labels, to be united and locked further without a change here."""
+        other = LabelSpace()
+        other._parent, other._size = self._parent.copy(), self._size
+        other._locks, other._inexact = list(self._locks), list(self._inexact)
+        return other
+
     def fresh(self, count: int) -> Field:
         """Make ``count`` new labels, each a component of its own. Returns int64, shape ``[count]``."""
         start, self._size = self._size, self._size + count

@@ -19,6 +19,7 @@ from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.fakes import fake_tensor_log_off
 from lightning_taylor_prune.tracing.hooks import Onlookers
 from lightning_taylor_prune.tracing.isolation import Snapshot, Stored
+from lightning_taylor_prune.tracing.known_results import ResultsByShape
 from lightning_taylor_prune.tracing.leaks import clear_frames, name_of_place
 from lightning_taylor_prune.tracing.recorder import StoredTensor, Trace, fake_trace, training_flags, transposed
 from lightning_taylor_prune.tracing.runs import PreparedRun, source_line, user_line
@@ -31,6 +32,7 @@ def trace(
     call: Call,
     training: Mapping[str, bool] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    known: ResultsByShape | None = None,
 ) -> Trace:
     """Record one forward pass of ``root`` (or of the submodule that ``call`` names).
 
@@ -41,15 +43,21 @@ def trace(
         call: Which module is called and with what.
         training: Training flag of every module by name; by default the present ones.
         shapes: Shapes by name, for the parameters and buffers that shall have other shapes than now.
+        known: Results of operators that are known from other traces.
 
     Raises:
         TraceError: The forward pass failed, or depends on the values of tensors.
     """
-    onlookers = Onlookers()
+    onlookers, known = Onlookers(), known or ResultsByShape()
     while True:
-        known = len(onlookers.ids)
-        recorded = _trace_once(root, call, training or training_flags(root), shapes, onlookers)
-        if len(onlookers.ids) == known:  # else what these hooks began with was recorded
+        before = len(onlookers.ids)
+        try:
+            recorded = _trace_once(root, call, training or training_flags(root), shapes, onlookers, known)
+        except TraceError:
+            if known.give_up():
+                continue
+            raise
+        if len(onlookers.ids) == before and not known.give_up():  # else what these hooks began with was recorded
             return recorded
 
 
@@ -59,11 +67,12 @@ def _trace_once(
     training: Mapping[str, bool],
     shapes: Mapping[str, tuple[int, ...]] | None,
     onlookers: Onlookers,
+    known: ResultsByShape,
 ) -> Trace:
     recorded = fake_trace(root, call, training, shapes)
-    recorded.onlookers = onlookers
+    recorded.onlookers, recorded.known = onlookers, known
     real = value_of(dict(named_tensors(root)), recorded.tensors)
-    values = KnownValues(recorded.mode, recorded.tensors, real, call.answers)
+    values = KnownValues(recorded.mode, recorded.tensors, real, call.answers, by_shape=known)
     builder = _GraphBuilder(root, recorded, values)
     prepared = PreparedRun(root, recorded, Snapshot(root))
     try:

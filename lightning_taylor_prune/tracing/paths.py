@@ -13,6 +13,7 @@ from lightning_taylor_prune.errors import PruningWarning, TraceError
 from lightning_taylor_prune.tracing.answers import with_answers
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.graph import trace
+from lightning_taylor_prune.tracing.known_results import ResultsByShape
 from lightning_taylor_prune.tracing.recorder import Trace, training_flags
 
 _DRAWS, _PATIENCE = 8, 3
@@ -36,17 +37,18 @@ def trace_paths(model: nn.Module, call: Call, shapes: Mapping[str, tuple[int, ..
     Raises:
         TraceError: The call cannot be traced in the present mode.
     """
+    known = ResultsByShape()
     if call.answers or call.in_other_mode:
-        return [trace(model, call, _flags(model, call), shapes)]
-    found = _draws(lambda draw: trace(model, replace(call, draw=draw), None, shapes))
+        return [trace(model, call, _flags(model, call), shapes, known)]
+    found = _draws(lambda draw: trace(model, replace(call, draw=draw), None, shapes, known))
     try:
         other = _flags(model, replace(call, in_other_mode=True))
-        others = _draws(lambda draw: trace(model, replace(call, draw=draw), other, shapes))
+        others = _draws(lambda draw: trace(model, replace(call, draw=draw), other, shapes, known))
     except TraceError as error:
         _warn_of_other_mode(model, call, error)
         return found
-    known = [t.signature() for t in found]
-    return [*found, *(t for t in others if t.signature() not in known)]
+    signatures = [t.signature() for t in found]
+    return [*found, *(t for t in others if t.signature() not in signatures)]
 
 
 def answered_paths(model: nn.Module, calls: Sequence[Call]) -> list[Call]:

@@ -20,6 +20,7 @@ from lightning_taylor_prune.errors import TraceError
 from lightning_taylor_prune.tracing.call import Call, tree_fake
 from lightning_taylor_prune.tracing.fakes import FakeMode
 from lightning_taylor_prune.tracing.hooks import Onlookers
+from lightning_taylor_prune.tracing.known_results import ResultsByShape
 from lightning_taylor_prune.tracing.leaks import References, forget_leaks
 from lightning_taylor_prune.tracing.surroundings import Surroundings
 from lightning_taylor_prune.tracing.tensors import named_tensors, scripted_tensors
@@ -133,6 +134,7 @@ class Trace:
         draws_in_torch: The code asked for values that come from torch's random generator.
         scripted: Names of the tensors that scripted modules hold.
         refused: Operators whose kernels for fake tensors refused what the real ones take.
+        known: What operators gave, here and in other traces.
     """
 
     call: Call
@@ -154,6 +156,7 @@ class Trace:
     draws_in_torch: bool = False
     scripted: frozenset[str] = frozenset()
     refused: frozenset[Any] = frozenset()
+    known: ResultsByShape = field(default_factory=ResultsByShape)
     _references: References | None = None
 
     @cached_property

@@ -122,7 +122,7 @@ def _seed(draw: int) -> Any:
 def _states() -> Any:
     """Return the states of the random generators of Python and NumPy, to be compared."""
     of_numpy: Any = np.random.get_state()
-    return random.getstate(), of_numpy[1].tolist(), of_numpy[2:]
+    return random.getstate(), of_numpy[1].tobytes(), of_numpy[2:]
 
 
 @contextlib.contextmanager

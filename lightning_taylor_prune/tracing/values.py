@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from lightning_taylor_prune.tracing.arrays import READ_ARRAY, without_modes
 from lightning_taylor_prune.tracing.call import Answer, MadeTensor
+from lightning_taylor_prune.tracing.known_results import ResultsByShape
 from lightning_taylor_prune.tracing.packing import call_operator
 from lightning_taylor_prune.tracing.tensors import memory_of
 
@@ -32,6 +33,7 @@ class KnownValues:
         real: Their values by name, on demand; ``None`` where they are not known.
         answers: What operators gave when the call was run for real, for values that depend on the input.
         refused: Operators that are known to run for real only; ``None`` to find out which do.
+        by_shape: Results of operators that are known.
 
     Attributes:
         used: The answers that were needed.
@@ -47,7 +49,9 @@ class KnownValues:
         real: Callable[[str], Tensor | None],
         answers: Sequence[Answer] = (),
         refused: Collection[Any] | None = None,
+        by_shape: ResultsByShape | None = None,
     ) -> None:
+        self._by_shape = by_shape or ResultsByShape(usable=False)
         self.used: list[Answer] = []
         self.refused = set(refused or ())
         self._finds_out = refused is None
@@ -69,7 +73,7 @@ class KnownValues:
         try:
             if func is READ_ARRAY:
                 raise DataDependentOutputException(func)  # type: ignore[arg-type]
-            return call_operator(func, args, kwargs)
+            return self._by_shape.of(func, args, kwargs, call_operator)
         except NEEDS_VALUES as error:
             with without_modes():
                 result = self._with_values(func, args, kwargs)

@@ -24,6 +24,8 @@ from recipes.benchmarks.coverage_run import run_all
 from recipes.benchmarks.coverage_table import as_markdown, as_table, is_bad, summary
 
 ROOT = Path(__file__).resolve().parents[2]
+LIBRARIES = {"timm": "timm", "drawn": "timm", "transformers": "transformers"}
+"""What networks of a family need, beside torchvision."""
 MARKDOWN = ROOT / "recipes" / "benchmarks" / "coverage.md"
 
 
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not names:
         sys.exit(f"error: no network matches {' '.join(options.patterns)}; --list shows all")
-    options.libraries = [lib for lib in ("timm", "transformers") if any(name.startswith(f"{lib}/") for name in names)]
+    options.libraries = sorted({LIBRARIES[f] for f in (name.partition("/")[0] for name in names) if f in LIBRARIES})
     options.out.mkdir(parents=True, exist_ok=True)
     console = Console(width=None if sys.stdout.isatty() else 200)
     records = run_all(names, options, console)

@@ -39,7 +39,7 @@ def prepared(built: Built) -> Built:
             if tensor.is_floating_point() and tensor.numel() > 1 and (tensor == tensor.flatten()[0]).all():
                 _fill_(name, tensor, generator)
     small = sum(p.numel() for p in model.parameters()) < FLOAT64_PARAMS
-    dtype = torch.float64 if small and not built.float32 else torch.float32
+    dtype = built.dtype or (torch.float64 if small else torch.float32)
     args, kwargs = tree_map_only(
         Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, (built.args, dict(built.kwargs))
     )

@@ -95,6 +95,7 @@ class _Run:
     def all_stages(self) -> None:
         built = self._stage("build", lambda: prepared(self._entry.build()))
         model, args, kwargs = built.model, built.args, dict(built.kwargs)
+        self.record["member"] = built.member
         self.record["dtype"] = str(next((p.dtype for p in model.parameters()), None))
         groups = self._stage("find_groups", lambda: find_groups(model, args, kwargs))
         self.record.update(self._stage("describe_groups", lambda: facts(groups)))

@@ -19,6 +19,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from recipes.benchmarks.coverage_drawn import drawn, smallest
+
 PLUGINS = "COVERAGE_MODELS"
 """Environment variable: modules (comma-separated) whose ``ENTRIES`` join the registry, for networks of one's own."""
 
@@ -32,14 +34,16 @@ class Built:
         args: Positional arguments.
         kwargs: Keyword arguments.
         free_shapes: The shapes of what comes out depend on the weights (the number of boxes found, say).
-        float32: To be run in this precision, as double is too slow.
+        dtype: To be run in this precision, as double is too slow, or float32 too coarse.
+        member: Which network it is, where the row is named after a family.
     """
 
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     free_shapes: bool = False
-    float32: bool = False
+    dtype: torch.dtype | None = None
+    member: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ def _video(name: str) -> Built:
         model = torchvision.models.get_model(name, weights=None)
     clips = torch.randn(2 if frames < 16 else 1, 3, frames, pixels, pixels)
     # Depthwise convolutions over three axes take minutes in double precision.
-    return Built(model, (clips,), float32=name == "mvit_v1_b")
+    return Built(model, (clips,), dtype=torch.float32 if name == "mvit_v1_b" else None)
 
 
 def _small_mvit(kind: type[nn.Module], frames: int, pixels: int, **options: Any) -> nn.Module:
@@ -230,6 +234,19 @@ def _timm(name: str) -> Built:
     timm = importlib.import_module("timm")
     pixels, options = _TIMM[name]
     return Built(timm.create_model(name, pretrained=False, **options), images(pixels))
+
+
+_PIXELS_OF_LARGE = {"deepseek_vit": 182, "gemma4_vit": 240}
+"""Families whose smallest network is so large that it would take hours with images of the size it was made for."""
+
+
+def _timm_family(family: str) -> Built:
+    """Build the smallest network of a family as timm does, with images of the size that it was made for, mostly."""
+    name = smallest(family)
+    model = importlib.import_module("timm").create_model(name, pretrained=False)
+    pixels = _PIXELS_OF_LARGE.get(family, model.default_cfg["input_size"][-1])
+    # float32 rounds its output by more than the tolerance.
+    return Built(model, images(pixels), dtype=torch.float64 if family == "gemma4_vit" else None, member=name)
 
 
 # --- transformers --------------------------------------------------------------------------------------------------
@@ -311,6 +328,7 @@ def _built_in() -> list[Entry]:
     return [
         *(Entry(f"transformers/{n}", partial(_transformers, *spec)) for n, spec in _TRANSFORMERS.items()),
         *(Entry(f"timm/{n}", partial(_timm, n)) for n in _TIMM),
+        *(Entry(f"drawn/{family}", partial(_timm_family, family)) for family in drawn(tuple(_TIMM))),
         *(Entry(f"segmentation/{n}", partial(_segmentation, n)) for n in segmenters),
         *(Entry(f"detection/{n}", partial(_detection, n)) for n in _DETECTORS),
         *(Entry(f"video/{n}", partial(_video, n)) for n in _CLIPS),

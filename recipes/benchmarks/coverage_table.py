@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
+from recipes.benchmarks.coverage_drawn import COUNT, SEED
+
 HEADINGS = (
     "model",
     "status",
@@ -40,7 +42,7 @@ def cells(record: Mapping[str, Any]) -> list[str]:
     cut = [seconds[key] for key in ("cut", "cut_rest") if key in seconds]
     error = record.get("masked_error")
     return [
-        record["name"],
+        f"{record['name']}: {record['member']}" if record.get("member") else record["name"],
         record["status"],
         " ".join(record.get("operators_without_rule", {})) or ("-" if "groups" in record else ""),
         f"{record['groups']} ({record['exact_groups']} exact)" if "groups" in record else "",
@@ -105,6 +107,10 @@ def as_markdown(records: Sequence[Mapping[str, Any]]) -> str:
         f"{platform.python_version()}, " + ", ".join(f"{name} {version}" for name, version in found.items()) + ".",
         "",
         f"{summary(records)}.",
+        "",
+        f"The rows `drawn/...` are the smallest networks of {COUNT} families of timm, drawn at random (seed {SEED}) "
+        "from those that no other row covers, with images of the size that they were made for (deepseek_vit and "
+        "gemma4_vit: smaller).",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|" + "---|" * len(HEADINGS),

@@ -20,6 +20,7 @@ from lightning_taylor_prune.groups.find import find_groups
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.labels.propagate import propagate
+from lightning_taylor_prune.labels.runs import run_on_labels
 from lightning_taylor_prune.pruning.prune import prune_
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.graph import trace
@@ -51,7 +52,7 @@ def unprobed(model: nn.Module) -> ChannelGroups:
     """Return groups as the labels alone have them, before the network's own code was asked."""
     call = Call("", (images(),))
     traces = [trace(model, call)]
-    structure = Structure.of(propagate(traces, {}))
+    structure = Structure.of(propagate(run_on_labels(traces)))
     return ChannelGroups(Analysis.of(structure, CodeChanges(), DryRun(traces), [call]))
 
 

@@ -17,6 +17,7 @@ from lightning_taylor_prune.groups.structure import Structure
 from lightning_taylor_prune.groups.trial import Trial
 from lightning_taylor_prune.labels.places import AxisRef
 from lightning_taylor_prune.labels.propagate import propagate
+from lightning_taylor_prune.labels.runs import run_on_labels
 from lightning_taylor_prune.modules.rewrite import HELD
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.graph import trace
@@ -102,7 +103,7 @@ class Case:
         model = kind()
         call = Call("", (torch.randn(2, 6),))
         traces = [trace(model, call, dict.fromkeys(training_flags(model), mode)) for mode in (True, False)]
-        structure = Structure.of(propagate(traces, {}))
+        structure = Structure.of(propagate(run_on_labels(traces)))
         groups = ChannelGroups(Analysis.of(structure, CodeChanges(), DryRun(traces), [call]))
         path = "config.width" if kind is Configured else "width"
         return cls(model, path, Trial(model, groups, groups.plan({"first": [0]})), structure)

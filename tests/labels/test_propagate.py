@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 from lightning_taylor_prune.errors import PruningWarning
 from lightning_taylor_prune.groups.find import find_groups, groups_of_calls
 from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.labels.places import AxisRef, Lock, Tie
 from lightning_taylor_prune.labels.propagate import Propagation, propagate
+from lightning_taylor_prune.labels.runs import run_on_labels
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.graph import trace
 from tests.networks import NETWORKS, conv, head
@@ -17,7 +20,7 @@ from tests.networks import NETWORKS, conv, head
 
 def interpreted(name: str) -> Propagation:
     network = NETWORKS[name]
-    return propagate([trace(network.build(), Call("", network.example()))], {})
+    return propagate(run_on_labels([trace(network.build(), Call("", network.example()))]))
 
 
 def found(name: str) -> ChannelGroups:
@@ -33,6 +36,16 @@ def test_tied_tensors_share_their_labels() -> None:
     names = [axis.tensor for axis in interpreted("tied_weights").axes]
     assert names.count("middle.weight") == 2
     assert "decoder.weight" not in names
+
+
+def test_runs_on_labels_can_be_used_again() -> None:
+    network = NETWORKS["residual"]
+    ran = run_on_labels([trace(network.build(), Call("", network.example()))])
+    first = propagate(ran)
+    tie, lock = Tie(AxisRef(0, 1, 0, 1), AxisRef(0, 0, 0, 1)), Lock(np.array([ran.axes[0].start]), "why")
+    propagate(ran, ties=[tie], locks=[lock])
+    again = propagate(ran)
+    assert (again.roots.tolist(), again.locked) == (first.roots.tolist(), first.locked)
 
 
 # network, group -> weights that write its channels, weights that read them

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -30,6 +32,25 @@ def reference(batches: list[list[tuple[int, int]]]) -> list[set[int]]:
         for member in together:
             component[member] = together
     return component
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda space: space.unite(np.array([1]), np.array([2])), id="unite"),
+        pytest.param(lambda space: space.lock(np.array([1]), "why"), id="lock"),
+        pytest.param(lambda space: space.mark_inexact(np.array([1])), id="inexact"),
+        pytest.param(lambda space: space.fresh(1), id="fresh"),
+    ],
+)
+def test_what_is_done_to_a_copy_is_not_done_to_the_original(change: Callable[[LabelSpace], object]) -> None:
+    def state(space: LabelSpace) -> object:
+        return space.roots().tolist(), space.locked(), space.inexact().tolist()
+
+    space = united([[(0, 1)]])
+    before, other = state(space), space.copy()
+    change(other)
+    assert state(space) == before != state(other)
 
 
 @given(PAIRS)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_taylor_prune.labels.propagate import Propagation, propagate
+from lightning_taylor_prune.labels.runs import run_on_labels
 from lightning_taylor_prune.labels.space import Field, Labels, axes_of
 from lightning_taylor_prune.tracing.call import Call
 from lightning_taylor_prune.tracing.graph import trace
@@ -50,7 +51,9 @@ class Labelled:
     def __init__(self, function: Function, operands: Sequence[Tensor], live: bool = False) -> None:
         self.function, self.operands = function, [x.double() for x in operands]
         holder = _Holder(function, operands, live)
-        self.outcome: Propagation = propagate([trace(holder, Call("", (torch.ones((), dtype=torch.double),)))], {})
+        self.outcome: Propagation = propagate(
+            run_on_labels([trace(holder, Call("", (torch.ones((), dtype=torch.double),)))])
+        )
         self.results: Sequence[Labels] = self.outcome.results[0][-1 - len(tensors(function(*self.operands)))]
 
     def roots_of(self, operand: int) -> list[Field | None]:
