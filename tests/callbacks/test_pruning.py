@@ -196,7 +196,9 @@ def test_way_to_a_target_is_spread_over_the_prunes(cost: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "first"), [("linear", 0.1), ("cubic", 0.1 * 2.71), (lambda t: t**0.25, 0.1 * 5.62)], ids=str
+    ("schedule", "first"),
+    [("linear", 0.1), ("cubic", 0.1 * 2.71), (lambda t: t**0.25, 0.1 * 5.62)],
+    ids=["linear", "cubic", "function"],
 )
 def test_schedule_says_how_much_the_first_prune_removes(schedule: Any, first: float) -> None:
     callback = TaylorPruningCallback(every_n_steps=8, stop_at={"params": 0.2}, max_prunes=10, schedule=schedule)
