@@ -274,7 +274,7 @@ def test_results_of_another_network_are_refused(tmp_path: Path) -> None:
         ({"criterion": torch.zeros(3)}, r"shape \(24,\), but got shape \(3,\)"),
         ({"progress": 1}, "`progress`"),
     ],
-    ids=str,
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_wrong_argument_is_named(arguments: dict[str, Any], message: str) -> None:
     model, groups, data = prepared()
