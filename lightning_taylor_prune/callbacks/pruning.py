@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -58,7 +58,8 @@ class TaylorPruningCallback(AccuracyStopping):
         max_pruning_ratio: Largest fraction of a group's channels that may be removed over the whole training, or a dict
             of those by layer, such as ``{"layer3.*": 0.5}``: of several that match the smallest counts; the others
             have 0.9.
-        round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores).
+        round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores); ``"auto"``: each
+            group's own, at which its layers run fast on the device.
         exclude: Layers that keep all their filters: names, shell patterns, names of modules that contain them, or
             classes of either (``[nn.Linear]``).
         include: The same, for the only layers that lose filters. Layers whose filters are tied (by a residual stream)
@@ -85,8 +86,10 @@ class TaylorPruningCallback(AccuracyStopping):
         rank_by: What units are compared by: ``"score"`` (the default), ``"score_per_param"``, ``"score_per_mac"``,
             ``"score_per_ms"`` (each with what the network saves without the unit), or ``"isomorphic"`` (only units of
             like structure compete); see :func:`~lightning_taylor_prune.pruning.rank_by.rank_scores`.
-        latency: Tells the latency of networks: a table of measured times, see
-            :class:`~lightning_taylor_prune.pruning.costs.Latency`.
+        latency: Tells the latency of networks: a :class:`~lightning_taylor_prune.latency.table.LatencyTable`. Without
+            one, a target of ``latency``, ``rank_by="score_per_ms"`` and ``round_to="auto"`` have the first rank measure
+            it in the first batch, which takes up to two minutes once: it is kept on disk and in checkpoints. A dict of
+            options of its ``measure`` says how: ``{"max_seconds": 20}``.
         stop_if: Validation metrics that pruning must not spoil, such as ``{"val_acc": {"drop": 0.02}}``: by name or
             shell pattern, with ``drop`` (largest loss against the unpruned network) or ``class_drop`` (of the worst one
             that a pattern names), ``below`` or ``above`` (worst value), ``mode`` (``"max"``, or ``"min"`` for losses),
@@ -119,7 +122,7 @@ class TaylorPruningCallback(AccuracyStopping):
         optimizer_state: OptimizerStateMode = "reset",
         min_channels: int = 1,
         max_pruning_ratio: float | Mapping[Layers, float] = 0.9,
-        round_to: int = 1,
+        round_to: int | Literal["auto"] = 1,
         exclude: Sequence[Layers] = (),
         validate_after_prune: bool = True,
         stop_at: Mapping[str, float | int] | None = None,
@@ -132,7 +135,7 @@ class TaylorPruningCallback(AccuracyStopping):
         schedule: Schedule = "linear",
         rank_by: RankBy | None = None,
         include: Sequence[Layers] | None = None,
-        latency: Latency | None = None,
+        latency: Latency | Mapping[str, Any] | None = None,
         stop_if: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         with as_misconfiguration():

@@ -221,10 +221,10 @@ class ResumablePruning(Callback):
 
     def _stop_after(self, outcome: PruneOutcome) -> None:
         """End pruning where a target is reached, nothing is left to prune, or all prunes are done."""
-        assert self.groups is not None
+        assert self.pruner is not None
         done = outcome and self.max_prunes is not None and self.num_prunes >= self.max_prunes
-        limits, prunes = self.settings.constraints, self.max_prunes if done else None
-        if (stop := reason_to_stop(outcome, limits, self.groups, prunes)) is not None:
+        limits, prunes = self.pruner.settings.constraints, self.max_prunes if done else None
+        if (stop := reason_to_stop(outcome, limits, self.pruner.groups, prunes)) is not None:
             self._stop(*stop, warn=outcome.reason == "nothing_left")
 
     def _stop_after_last(self) -> None:

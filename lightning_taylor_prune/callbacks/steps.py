@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -19,9 +20,13 @@ from lightning_taylor_prune.callbacks.trainer_compat import (
     warnings_of_first_rank,
 )
 from lightning_taylor_prune.callbacks.unprunable import OnUnprunable, analysis_and_reason
+from lightning_taylor_prune.groups.groups import ChannelGroups
+from lightning_taylor_prune.latency import LatencyTable
+from lightning_taylor_prune.pruning.measured import with_latency
 from lightning_taylor_prune.pruning.pruner import Pruner
 from lightning_taylor_prune.pruning.ranks import Ranks
 from lightning_taylor_prune.pruning.reach import check_targets
+from lightning_taylor_prune.pruning.settings import Settings
 from lightning_taylor_prune.pruning.stop import StopReason
 from lightning_taylor_prune.pruning.transaction import Assignment
 from lightning_taylor_prune.tracing.call import Call
@@ -79,9 +84,10 @@ class PruningSteps(ResumablePruning):
         if found is not None:
             before = self.pruner
             with as_misconfiguration():
+                settings = self._measured(found[0], ranks)
                 if is_first:  # later, what cannot be reached ends pruning, not the training
-                    check_targets(found[0], self.settings.constraints)
-                self.pruner = Pruner.of_groups(pl_module, self.settings, *found, ranks)
+                    check_targets(found[0], settings.constraints)
+                self.pruner = Pruner.of_groups(pl_module, settings, *found, ranks)
             self.pruner.twins = self._copies.twins or self.pruner.twins
             if before is not None:
                 self.pruner.go_on_from(before)
@@ -89,6 +95,20 @@ class PruningSteps(ResumablePruning):
             self.filters_before = self.pruner.groups.unpruned().filters
         if reason is not None:
             self._stop(StopReason.UNPRUNABLE, reason, warn=True)
+
+    def _measured(self, groups: ChannelGroups, ranks: Ranks) -> Settings:
+        """Return the settings with the latencies that they ask for, measured if they have not been before."""
+        known = self._resumed.get("latency")
+        limits = with_latency(self.settings.constraints, self.settings.rank_by, groups, ranks, known)
+        return replace(self.settings, constraints=limits)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where pruning stands, with latencies that were measured: others would choose other units."""
+        state, given = super().state_dict(), self.settings.constraints.latencies
+        table = None if self.pruner is None else self.pruner.settings.constraints.latency
+        if given is None and isinstance(table, LatencyTable):
+            state["latency"] = table.to_json()
+        return state
 
     def _accumulate(self, trainer: Trainer, scale: float, parameters: set[int] | None = None) -> None:
         assert self.pruner is not None

@@ -53,6 +53,7 @@ class LatencyTable:
     def __init__(self, conditions: Conditions, times: Measured) -> None:
         self.conditions, self.times = conditions, times
         self._programs: WeakKeyDictionary[Structure, Program] = WeakKeyDictionary()
+        self._multiples: WeakKeyDictionary[Structure, dict[bytes, dict[str, int]]] = WeakKeyDictionary()
         self._functions: dict[str, TimeOf] = {}
         self._seconds: dict[tuple[str, Units], float] = {}
 
@@ -176,7 +177,11 @@ class LatencyTable:
         It is the smallest of 1, 4, 8, 16 and 32 such that networks whose channels are rounded to it, up or down, are
         as fast as can be; 1 where rounding buys nothing.
         """
-        return best_multiples(self.program(groups), groups, self.seconds)
+        key = groups.kept.tobytes()
+        known = self._multiples.setdefault(groups.structure, {})
+        if key not in known:
+            known[key] = best_multiples(self.program(groups), groups, self.seconds)
+        return known[key]
 
     def program(self, groups: ChannelGroups) -> Program:
         """Return the operators that the network runs, in this table's dtype and memory format."""

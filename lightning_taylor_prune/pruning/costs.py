@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -23,6 +23,9 @@ class Latency(Protocol):
 
     def unit_latency(self, groups: ChannelGroups) -> Tensor:
         """Return the milliseconds that removing each unit by itself saves; float64, shape ``[groups.num_units]``."""
+
+    def best_multiple(self, groups: ChannelGroups) -> Mapping[str, int]:
+        """Return for every group the multiple of channels at which its layers run fast."""
 
 
 def macs_per_example(groups: ChannelGroups) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from lightning_taylor_prune.pruning.budget import Budget, Schedule, Share
 from lightning_taylor_prune.pruning.constraints import Constraints, check_int, check_number
 from lightning_taylor_prune.pruning.costs import Latency
 from lightning_taylor_prune.pruning.layers import Layers, ratios_of_groups, without_leave
+from lightning_taylor_prune.pruning.measured import with_latency
 from lightning_taylor_prune.pruning.optimizer_state import OptimizerStateMode
 from lightning_taylor_prune.pruning.original import OriginalNetwork
 from lightning_taylor_prune.pruning.outcome import PruneOutcome
@@ -55,7 +57,8 @@ class Pruner(PruningProgress):
         max_pruning_ratio: Largest fraction of a group's channels that may be removed over the whole training, or a dict
             of those by layer, such as ``{"layer3.*": 0.5}``: of several that match the smallest counts; the others
             have 0.9.
-        round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores).
+        round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores); ``"auto"``: each
+            group's own, at which its layers run fast on the device.
         exclude: Layers that keep all their filters: names, shell patterns, names of modules that contain them, or
             classes of either (``[nn.Linear]``).
         include: The same, for the only layers that lose filters. Layers whose filters are tied (by a residual stream)
@@ -65,7 +68,7 @@ class Pruner(PruningProgress):
         max_prunes: Prunes over which the way to ``stop_at`` is spread, where :meth:`prune` is not told how many units.
         schedule: How it is spread: ``"linear"``, ``"cubic"``, or a function from [0, 1] to [0, 1].
         rank_by: What units are compared by, see :func:`~lightning_taylor_prune.pruning.rank_by.rank_scores`.
-        latency: Tells latencies, see :class:`~lightning_taylor_prune.pruning.costs.Latency`.
+        latency: Tells latencies; as in :func:`~lightning_taylor_prune.pruning.select.select`.
         normalize: How scores are divided within each group; by default what suits the criterion.
         macs_weight: Preference for units that cost many MACs.
         rewrite_hard_coded: As in :func:`~lightning_taylor_prune.groups.find.find_groups`.
@@ -115,14 +118,14 @@ class Pruner(PruningProgress):
         optimizer_state: OptimizerStateMode = "reset",
         min_channels: int = 1,
         max_pruning_ratio: float | Mapping[Layers, float] = 0.9,
-        round_to: int = 1,
+        round_to: int | Literal["auto"] = 1,
         exclude: Collection[Layers] = (),
         include: Collection[Layers] | None = None,
         stop_at: Mapping[str, float] | None = None,
         max_prunes: int | None = None,
         schedule: Schedule = "linear",
         rank_by: RankBy | None = None,
-        latency: Latency | None = None,
+        latency: Latency | Mapping[str, Any] | None = None,
         normalize: str | None = None,
         macs_weight: float = 0.0,
         rewrite_hard_coded: bool = False,
@@ -136,8 +139,9 @@ class Pruner(PruningProgress):
         check_number("rank_timeout", rank_timeout, at_least=0)
         refuse_wrappers(model)
         groups = find_groups(model, example_inputs, example_kwargs, rewrite_hard_coded=rewrite_hard_coded)
-        check_targets(groups, limits)
         ranks = Ranks(f"Pruner, {criterion}", rank_timeout)
+        settings = replace(settings, constraints=with_latency(limits, rank_by, groups, ranks))
+        check_targets(groups, settings.constraints)
         self._begin(model, settings, groups, OriginalNetwork.of(model, groups), ranks)
         self.optimizers = optimizers
 
@@ -247,7 +251,7 @@ class Pruner(PruningProgress):
 
     def _comparable(self, raw: Tensor) -> Tensor:
         """Return what units are compared by."""
-        how, latency = self.settings, self.settings.constraints.latency
+        how, latency = self.settings, self.settings.constraints.latencies
         scores = normalize_scores(raw, self.groups, how.normalization, how.macs_weight)
         return rank_scores(scores, self.groups, how.rank_by, latency)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +16,7 @@ from lightning_taylor_prune.pruning.balance import balanced
 from lightning_taylor_prune.pruning.constraints import Constraints, check_fraction, check_int
 from lightning_taylor_prune.pruning.costs import Latency
 from lightning_taylor_prune.pruning.layers import Layers
+from lightning_taylor_prune.pruning.measured import with_latency
 from lightning_taylor_prune.pruning.rank_by import RankBy, check_rank_by, rank_scores
 from lightning_taylor_prune.pruning.ranking import Block, ranked_blocks
 from lightning_taylor_prune.pruning.targets import Target, targets_of, with_floors
@@ -45,12 +46,12 @@ def select(
     pruning_ratio: float | None = None,
     min_channels: int = 1,
     max_pruning_ratio: float | Mapping[Layers, float] = 1.0,
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
     exclude: Collection[Layers] = (),
     include: Collection[Layers] | None = None,
     stop_at: Mapping[str, float] | None = None,
     rank_by: RankBy | None = None,
-    latency: Latency | None = None,
+    latency: Latency | Mapping[str, Any] | None = None,
 ) -> PruningPlan:
     """Choose the units of lowest score over all groups.
 
@@ -64,7 +65,8 @@ def select(
         min_channels: Units that every group keeps at least.
         max_pruning_ratio: Largest fraction of a group's original units that may be removed, earlier plans included;
             or a dict of those by layer: of several that match the smallest counts, and what none names has 0.9.
-        round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores).
+        round_to: The channels that a group keeps are a multiple of this (8 suits tensor cores); ``"auto"``: each
+            group's own, at which its layers run fast on the device.
         exclude: Names, patterns or classes of layers, or of modules around them, none of whose filters is removed.
         include: The same, for the only layers whose filters are removed.
         stop_at: Costs that must not be undercut: ``{"params": 0.45}``; a float up to 1 is a fraction of the original
@@ -74,7 +76,9 @@ def select(
             shift the ranking so far that all are reached together, see
             :func:`~lightning_taylor_prune.pruning.balance.balanced`.
         rank_by: What units are compared by, see :func:`~lightning_taylor_prune.pruning.rank_by.rank_scores`.
-        latency: Tells latencies, see :class:`~lightning_taylor_prune.pruning.costs.Latency`.
+        latency: Tells latencies: a :class:`~lightning_taylor_prune.latency.table.LatencyTable`. Without one, a target
+            of ``latency``, ``"score_per_ms"`` and ``"auto"`` have it measured, once, which takes up to two minutes (or
+            as a dict of options of its ``measure`` says, such as ``{"max_seconds": 20}``).
 
     Returns:
         A plan for :func:`~lightning_taylor_prune.pruning.prune.prune_`.
@@ -99,9 +103,10 @@ def select(
         check_fraction("pruning_ratio", pruning_ratio, zero=True)
     wanted = num_units if num_units is not None else int((pruning_ratio or 0.0) * groups.num_units)
     constraints = Constraints(min_channels, max_pruning_ratio, round_to, exclude, stop_at, include, latency)
-    check_rank_by(rank_by, latency)
+    check_rank_by(rank_by)
     check_scores(groups, scores)
-    return choose(groups, rank_scores(scores, groups, rank_by, latency), wanted, constraints).plan
+    constraints = with_latency(constraints, rank_by, groups)
+    return choose(groups, rank_scores(scores, groups, rank_by, constraints.latencies), wanted, constraints).plan
 
 
 def choose(

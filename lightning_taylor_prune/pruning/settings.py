@@ -47,7 +47,7 @@ class Settings:
             check_choice("normalize", self.normalize, NORMALIZATIONS)
         check_number("macs_weight", self.macs_weight, at_least=0)
         check_bool("rewrite_hard_coded", self.rewrite_hard_coded)
-        check_rank_by(self.rank_by, self.constraints.latency)
+        check_rank_by(self.rank_by)
 
     @property
     def normalization(self) -> str:

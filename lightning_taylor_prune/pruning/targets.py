@@ -51,7 +51,7 @@ def targets_of(groups: ChannelGroups, constraints: Constraints) -> list[Target]:
     """
     if not constraints.stop_at:
         return []
-    original, known = groups.unpruned(), measures(constraints.latency)
+    original, known = groups.unpruned(), measures(constraints.latencies)
     targets = []
     for name, value in constraints.stop_at.items():
         whole = known[name](original)

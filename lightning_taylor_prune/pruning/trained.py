@@ -60,7 +60,8 @@ class TrainedParameters:
     def warn_unscored(self, scores: Tensor, model: nn.Module, groups: ChannelGroups) -> None:
         """Say, of each group once, that it cannot be judged because the weights that matter have no gradient.
 
-        Teachers are not spoken of: what is frozen whole, or is built as a part that is trained, is so on purpose.
+        Teachers are not spoken of: a network inside the network that is frozen whole, or is built as a part that is
+        trained, is so on purpose.
 
         Args:
             scores: Shape ``[groups.num_units]``.
@@ -84,9 +85,15 @@ def _is_teacher(model: nn.Module, group: ChannelGroup) -> bool:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     touched = [piece.tensor for piece in group.slices if piece.tensor in parameters]
     copies = [candidate.twin.follower for candidate in twin_candidates(model)]
-    return not any(parameters[name].requires_grad for name in touched) or any(
-        all(is_inside(name, copy) for name in touched) for copy in copies
-    )
+    return any(all(is_inside(name, part) for name in touched) for part in (*copies, *_frozen_networks(model)))
+
+
+def _frozen_networks(model: nn.Module) -> Iterator[str]:
+    """Yield the names of modules of several layers that are frozen whole."""
+    for name, module in model.named_modules():
+        layers = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
+        if name and len(layers) > 1 and not any(p.requires_grad for p in module.parameters()):
+            yield name
 
 
 def _parameters_of_calls(model: nn.Module, groups: ChannelGroups) -> Iterator[nn.Parameter]:

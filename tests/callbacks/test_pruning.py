@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,8 +18,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from lightning_taylor_prune import PruningWarning, StopReason, TaylorPruningCallback, find_groups
+from lightning_taylor_prune import LatencyTable, PruningWarning, StopReason, TaylorPruningCallback, find_groups
 from lightning_taylor_prune.pruning.costs import COSTS
+from tests.latency.clocks import macs
 from tests.lightning_modules import (
     Adversarial,
     ChildClassifier,
@@ -533,3 +535,34 @@ def test_schedule_goes_on_as_without_pruning(name: str, optimizer_state: Any) ->
     trainer().fit(plain, loader())
     fit(pruned, TaylorPruningCallback(every_n_steps=2, filters_per_prune=2, optimizer_state=optimizer_state))
     assert pruned.rates == plain.rates
+
+
+@pytest.fixture
+def fake_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have operators timed by what they multiply."""
+    measure = LatencyTable.measure
+    options: dict[str, Any] = {"cache_dir": False, "progress": False, "time_part": macs, "max_seconds": 5}
+    monkeypatch.setattr(LatencyTable, "measure", lambda groups: measure(groups, **options))
+
+
+def test_a_latency_is_reached_without_a_table_at_hand(fake_clock: None) -> None:
+    callback = TaylorPruningCallback(every_n_steps=2, max_prunes=4, stop_at={"latency": 0.6})
+    trainer(callback, max_epochs=2).fit(Classifier(small_network(width=32)), loader())
+    assert callback.pruner is not None and callback.groups is not None and callback.stop_reason == "target"
+    table = callback.pruner.settings.constraints.latency
+    assert table is not None
+    assert 0.6 <= table.latency(callback.groups) / table.latency(callback.groups.unpruned()) <= 0.6 * 1.03
+
+
+def test_a_resumed_run_goes_on_with_the_latencies_that_were_measured(
+    fake_clock: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {"every_n_steps": 4, "max_prunes": 4, "rank_by": "score_per_ms"}
+    first = TaylorPruningCallback(**arguments)
+    fitting = trainer(first)
+    fitting.fit(Classifier(), loader())
+    fitting.save_checkpoint(tmp_path / "first.ckpt")
+    monkeypatch.setattr(LatencyTable, "measure", None)
+    second = TaylorPruningCallback(**arguments)
+    trainer(second, max_epochs=2).fit(Classifier(), loader(), ckpt_path=tmp_path / "first.ckpt")
+    assert len(second.history) > len(first.history)

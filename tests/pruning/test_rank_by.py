@@ -169,10 +169,9 @@ def test_per_param_removes_fewer_units_for_as_many_parameters() -> None:
     ("arguments", "message"),
     [
         ({"rank_by": "cost"}, "`rank_by` to be one of score, .*, isomorphic, but got 'cost'"),
-        ({"rank_by": "score_per_ms"}, "hand in a table of measured times as `latency`"),
         ({"rank_by": 3}, "`rank_by` to be one of"),
     ],
-    ids=["unknown", "no table", "type"],
+    ids=["unknown", "type"],
 )
 def test_wrong_argument_is_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):

@@ -133,10 +133,10 @@ def test_fraction_of_all_units() -> None:
         (torch.rand(20), {}, "exactly one"),
         (torch.rand(20), {"num_units": 1, "stop_at": {"flops": 1}}, "flops"),
         (torch.rand(20), {"num_units": 1, "exclude": ["conv9"]}, "conv9"),
-        (torch.rand(20), {"num_units": 1, "stop_at": {"latency": 0.5}}, "table of measured times as `latency`"),
-        (torch.rand(20), {"num_units": 1, "latency": 3.0}, "methods `latency` and `unit_latency`.*3.0"),
+        (torch.rand(20), {"num_units": 1, "round_to": "best"}, "`round_to` to be one of auto"),
+        (torch.rand(20), {"num_units": 1, "latency": 3.0}, "methods as a `LatencyTable` has.*3.0"),
     ],
-    ids=["scores", "how many", "stop_at", "exclude", "latency without table", "no table"],
+    ids=["scores", "how many", "stop_at", "exclude", "round_to", "no table"],
 )
 def test_wrong_argument_is_named(scores: torch.Tensor, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
@@ -228,9 +228,20 @@ class Table:
     def unit_latency(self, groups: Any) -> torch.Tensor:
         return torch.ones(groups.num_units, dtype=torch.float64)
 
+    def best_multiple(self, groups: Any) -> dict[str, int]:
+        return {group.name: 1 if group.original_num_channels < 10 else 4 for group in groups}
+
 
 def test_latency_is_read_from_the_table_that_is_handed_in() -> None:
     table, scores = Table(), torch.arange(WIDE.num_units)
     after = WIDE.after(select(WIDE, scores, WIDE.num_units, stop_at={"latency": 0.7}, latency=table))
     floor = 0.7 * table.latency(WIDE)
     assert floor <= table.latency(after) <= 1.03 * floor
+
+
+def test_auto_rounds_the_channels_of_each_group_to_its_own_multiple() -> None:
+    scores = torch.arange(WIDE.num_units)
+    after = WIDE.after(select(WIDE, scores, pruning_ratio=0.3, round_to="auto", latency=Table()))
+    multiples = Table().best_multiple(WIDE)
+    changed = [g for g in after if g.num_channels < g.original_num_channels]
+    assert changed and all(g.num_channels % multiples[g.name] == 0 for g in changed)

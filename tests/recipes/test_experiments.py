@@ -105,6 +105,16 @@ def test_digits_accuracy_stop(compose_recipe):
     assert kept_numbers(cfg) >= (lasting[-1] if lasting else 272_186)
 
 
+def test_digits_latency(compose_recipe, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    quick = ("pruning.latency.max_seconds=2", *(s for s in FEW if not s.startswith("data.num_workers")))
+    cfg = compose_recipe("experiment=digits_latency", *quick)
+    stages.run(cfg)
+    record = json.loads((Path(cfg.output_dir) / PRUNING).read_text())
+    assert record["stop_reason"] in ("target", "max_prunes") and kept_numbers(cfg) < 272_186
+    assert list((tmp_path / "cache").rglob("*.json"))
+
+
 def test_every_experiment_is_run_here():
     text = Path(__file__).read_text()
     assert all(experiment in text for experiment in EXPERIMENTS)
