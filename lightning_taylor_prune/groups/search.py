@@ -17,6 +17,7 @@ from lightning_taylor_prune.groups.dry_run import DryRun
 from lightning_taylor_prune.groups.groups import ChannelGroups
 from lightning_taylor_prune.groups.infer_sizes import evidence_of, find_rewriting, find_size_rules
 from lightning_taylor_prune.groups.infer_ties import find_ties, keeps_a_choice
+from lightning_taylor_prune.groups.late_values import unset_attributes
 from lightning_taylor_prune.groups.paths import Paths
 from lightning_taylor_prune.groups.shapes import KeepMask
 from lightning_taylor_prune.groups.structure import Structure
@@ -66,7 +67,7 @@ class Search:
         self._model, self._calls, self._traces = model, paths.calls, paths.traces
         self._rewrite, self._fixed, self._twins = rewrite_hard_coded, fixed, twins
         self._idle = idle_axes(model, unused_tensors(model, used_tensors(paths.traces, twins)))
-        self._dry_run = DryRun(paths.traces, len(paths.shown))
+        self._dry_run = DryRun(paths.traces, len(paths.shown), unset_attributes(model))
         self._snapshot = Snapshot(model)
         self._rejected: dict[Site, Rejection] = paths.unverified()
         self._ran: LabelledRuns | None = None  # as long as no other rules are in use
