@@ -25,7 +25,7 @@ def step_of(channels: int) -> int:
         >>> [step_of(channels) for channels in (64, 48, 40, 44, 41)]
         [32, 16, 8, 4, 1]
     """
-    return next(step for step in STEPS if channels % step == 0)
+    return next((step for step in STEPS if channels % step == 0), 1)
 
 
 def stages(part: Part) -> Iterator[list[Units]]:
@@ -67,7 +67,7 @@ def coarse(full: int, multiple: int) -> list[int]:
     for share in COARSE[1:]:
         target = full * share
         in_units = (step // math.gcd(step, multiple) for step in STEPS)
-        units = next(step for step in in_units if step <= max(target / 2, 1))
+        units = next((step for step in in_units if step <= max(target / 2, 1)), 1)
         found[max(round(target / units), 1) * units] = None
     return [units for units in found if units <= full]
 

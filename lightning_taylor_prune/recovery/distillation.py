@@ -32,6 +32,7 @@ class DistillationLoss:
         ArgumentError: A value cannot be used, or the outputs do not have the same shape.
 
     Example:
+        >>> import torch
         >>> loss = DistillationLoss(temperature=2.0)
         >>> logits = torch.tensor([[1.0, 0.0, 3.0]])
         >>> loss(logits, logits).item(), loss(logits, logits.flip(1)).item() > 0
@@ -77,6 +78,7 @@ def attention_map(features: Tensor) -> Tensor:
         Shape ``[N, positions]``, in float32.
 
     Example:
+        >>> import torch
         >>> attention_map(torch.ones(2, 8, 3, 3)).shape
         torch.Size([2, 9])
     """

@@ -130,8 +130,8 @@ def _tensor_of(layout: _Layout, operands: Sequence[FakeTensor]) -> FakeTensor:
 def _differentiable(
     known: _Results, operands: Sequence[FakeTensor], make: Callable[[], tuple[FakeTensor, ...]], owner: ResultsByShape
 ) -> tuple[Tensor, ...]:
-    source = next(operand for operand in operands if operand.requires_grad)
-    made: tuple[Tensor, ...] = _Computed.apply(source, make, known.differentiable, owner)
+    sources = [operand for operand in operands if operand.requires_grad]
+    made: tuple[Tensor, ...] = _Computed.apply(make, known.differentiable, owner, *sources)
     return made
 
 
@@ -140,7 +140,7 @@ class _Computed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, source: Tensor, make: Callable[[], tuple[Tensor, ...]], needed: Sequence[bool], owner: ResultsByShape
+        ctx: Any, make: Callable[[], tuple[Tensor, ...]], needed: Sequence[bool], owner: ResultsByShape, *sources: Tensor
     ) -> tuple[Tensor, ...]:
         """Make the tensors."""
         ctx.owner, made = owner, make()

@@ -301,7 +301,7 @@ def test_training_that_ends_before_the_network_has_recovered_gives_the_one_that_
     callback = pruning({"val_acc": {"drop": 0.02, "patience": 99}})
     module = Scripted(spoiled_below(900))
     run(callback, module)
-    assert sum(p.numel() for p in module.parameters()) >= 900 and "training is over" in str(callback.stop_reason)
+    assert sum(p.numel() for p in module.parameters()) >= 900 and "training is over" in callback.stop_message
 
 
 def test_a_metric_below_its_bound_is_waited_for_before_the_first_prune() -> None:
@@ -313,7 +313,7 @@ def test_a_metric_below_its_bound_is_waited_for_before_the_first_prune() -> None
 def test_the_last_of_all_prunes_is_judged_too() -> None:
     callback, module = pruning(DROP, max_prunes=3), Scripted(spoiled_below(900))
     run(callback, module)
-    assert "val_acc is 0.5" in str(callback.stop_reason) and sum(p.numel() for p in module.parameters()) >= 900
+    assert "val_acc is 0.5" in callback.stop_message and sum(p.numel() for p in module.parameters()) >= 900
 
 
 class ByClass(Classifier):
@@ -334,7 +334,7 @@ class ByClass(Classifier):
 def test_the_worst_class_stops_pruning() -> None:
     callback, module = pruning({"val_acc_*": {"class_drop": 0.1}}), ByClass()
     run(callback, module)
-    assert callback.history[-1]["taken_back"] and "val_acc_bird is 0" in str(callback.stop_reason)
+    assert callback.history[-1]["taken_back"] and "val_acc_bird is 0" in callback.stop_message
 
 
 class Silent(Classifier):

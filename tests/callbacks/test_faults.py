@@ -41,7 +41,7 @@ BEFORE_THE_END: dict[str, tuple[Any, str]] = {
 """What a failure of takes the whole cut back."""
 
 AFTER_THE_END: dict[str, tuple[Any, str]] = {
-    "compiled code": (prune, "_forget_compiled"),
+    "compiled code": (prune, "forget_compiled"),
     "outcome": (pruner, "PruneOutcome"),
     "log": (callback_code, "log_prune"),
     "logger": (CSVLogger, "log_metrics"),

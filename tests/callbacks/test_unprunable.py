@@ -25,7 +25,7 @@ class LeavesTorch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.layer(x.flatten(1))
-        return y * float(y.detach().numpy().mean() < 1e9)
+        return y * float(sum(y.detach().untyped_storage().tolist()) < 1e9)
 
 
 def one_layer() -> nn.Module:

@@ -48,7 +48,7 @@ def grouped_matmul(ctx: RuleContext, a: Labels, b: Labels, *args: Any, **kwargs:
 
 def _unite_aligned(ctx: RuleContext, value: Labels, matrix: Tensor) -> None:
     """Unite blocks of 16 bytes along the axis of a matrix whose positions lie side by side in memory."""
-    axis = next(axis for axis in (-1, -2) if matrix.stride(axis) == 1 or axis == -2) % matrix.dim()
+    axis = (-1 if matrix.stride(-1) == 1 else -2) % matrix.dim()
     if (labels := value.along(axis)) is not None:
         unite_blocks(ctx, labels, axis, max(16 // matrix.element_size(), 1))
 

@@ -137,6 +137,11 @@ PICKED: dict[str, tuple[Callable[..., Any], list[Tensor], int]] = {
     "index_add": (lambda x, y: x.index_add(0, ROWS, y), [torch.randn(4, 5), torch.randn(3, 5)], 5),
     "index_copy": (lambda x, y: x.index_copy(0, ROWS[:2], y), [torch.randn(4, 5), torch.randn(2, 5)], 5),
     "index_fill": (lambda x: x.index_fill(0, ROWS, 0.0), [torch.randn(4, 5)], 5),
+    "index_put": (
+        lambda x: x.clone().index_put_((INDEX[:, 0],), torch.zeros((), dtype=x.dtype)),
+        [torch.randn(4, 5)],
+        5,
+    ),
     "index_reduce": (lambda x, y: x.index_reduce(0, ROWS, y, "amax"), [torch.randn(4, 5), torch.randn(3, 5)], 5),
 }
 
@@ -157,9 +162,8 @@ def test_data_choose_along_one_axis_and_the_others_match(name: str) -> None:
         lambda x: x.gather(0, INDEX),
         lambda x: x.gather(0, INDEX.repeat(1, 5) + 0 * torch.arange(5)),
         lambda x: x.take_along_dim(torch.tensor([3])),
-        lambda x: x.clone().index_put_((INDEX[:, 0],), torch.zeros((), dtype=x.dtype)),
     ],
-    ids=["one_column", "fixed_columns", "flattened", "index_put"],
+    ids=["one_column", "fixed_columns", "flattened"],
 )
 def test_what_data_choose_over_several_axes_locks(function: Callable[[Tensor], Tensor]) -> None:
     labelled = Labelled(function, [torch.randn(4, 5)])
