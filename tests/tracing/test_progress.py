@@ -88,8 +88,10 @@ def test_a_contradiction_is_said() -> None:
 
 
 @pytest.mark.usefixtures("slow")
-def test_a_user_of_a_trainer_sees_it(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+def test_a_user_of_a_trainer_sees_it(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])  # Lightning's loggers may hand nothing on to the root
+    with caplog.at_level(logging.INFO, logger=logger.name):
         trainer(TaylorPruningCallback(every_n_steps=100), max_epochs=1, limit_train_batches=1).fit(
             Classifier(), loader()
         )
