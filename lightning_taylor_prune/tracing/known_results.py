@@ -140,7 +140,11 @@ class _Computed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, make: Callable[[], tuple[Tensor, ...]], needed: Sequence[bool], owner: ResultsByShape, *sources: Tensor
+        ctx: Any,
+        make: Callable[[], tuple[Tensor, ...]],
+        needed: Sequence[bool],
+        owner: ResultsByShape,
+        *sources: Tensor,
     ) -> tuple[Tensor, ...]:
         """Make the tensors."""
         ctx.owner, made = owner, make()
