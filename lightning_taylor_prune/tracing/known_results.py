@@ -173,9 +173,11 @@ def _is_plain(value: Any) -> bool:
 
 @cache
 def _only_gives_tensors(func: Any) -> bool:
-    """Whether an operator changes none of its operands, and gives tensors only."""
+    """Whether an operator changes none of its operands, and gives tensors only, of sizes that no values decide."""
     schema = getattr(func, "_schema", None)
-    return schema is not None and not schema.is_mutable and all(str(r.type) in _TENSORS for r in schema.returns)
+    if schema is None or schema.is_mutable or not _BY_VALUES.isdisjoint(func.tags):
+        return False
+    return all(str(r.type) in _TENSORS for r in schema.returns)
 
 
 def _key(
@@ -216,5 +218,8 @@ def _add(value: Any, parts: list[Hashable], operands: list[FakeTensor]) -> bool:
 
 
 _TENSORS = frozenset({"Tensor", "List[Tensor]"})
+
+_BY_VALUES = frozenset({torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output})
+"""What torch says of operators such as `nonzero`, and `index` by a mask."""
 
 _PLAIN = frozenset({bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format})
