@@ -134,7 +134,7 @@ def test_fraction_of_all_units() -> None:
         (torch.rand(20), {"num_units": 1, "stop_at": {"flops": 1}}, "flops"),
         (torch.rand(20), {"num_units": 1, "exclude": ["conv9"]}, "conv9"),
         (torch.rand(20), {"num_units": 1, "round_to": "best"}, "`round_to` to be one of auto"),
-        (torch.rand(20), {"num_units": 1, "latency": 3.0}, "methods as a `LatencyTable` has.*3.0"),
+        (torch.rand(20), {"num_units": 1, "latency": 3.0}, "a `LatencyTable`, or a dict.*3.0"),
     ],
     ids=["scores", "how many", "stop_at", "exclude", "round_to", "no table"],
 )
