@@ -69,6 +69,13 @@ class Move:
         self._seen: set[int] = set()  # containers may hold themselves
         self._depth = 0
 
+    def everywhere(self, networks: Iterable[nn.Module], holders: Iterable[Any]) -> None:
+        """Replace what networks hold, and then what objects and containers beside them do."""
+        for network in networks:
+            self.items_of_modules(network)
+        for holder in holders:
+            self.look_into(holder)
+
     def items_of_modules(self, network: nn.Module) -> None:
         """Replace what modules hold: parameters, buffers, attributes, and what is in these."""
         for module in network.modules():

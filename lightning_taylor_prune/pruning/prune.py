@@ -99,15 +99,11 @@ def cut_tensors_(
     parameters = [r for r in cut if isinstance(r, Replacement)]
     several = optimizers if isinstance(optimizers, (list, tuple)) else [optimizers]
     swaps = [prepare_optimizer(optimizer, parameters, optimizer_state) for optimizer in several]
-    transaction = Transaction()
-    try:
+    with Transaction() as transaction:
         for network, prefix in networks:
             _rewrite(network, prefix, plan, transaction)
         move = Move({id(r.old): r for r in cut}, transaction)
-        for network, _ in networks:
-            move.items_of_modules(network)
-        for holder in (*(copy.holder for copy in copies), *holders):
-            move.look_into(holder)
+        move.everywhere([network for network, _ in networks], [*(copy.holder for copy in copies), *holders])
         for network, prefix in networks:
             _cut_made(network, prefix, plan, transaction)
             _mark_sizes(network, prefix, plan, transaction)
@@ -115,11 +111,7 @@ def cut_tensors_(
                 keep_record(network, plan.groups, transaction)
         for update in updates:
             transaction.set_attribute(update.module, update.name, update.value)
-        for step in (*swaps, *further_steps):
-            transaction.do(step.commit, step.rollback)
-    except BaseException:
-        transaction.undo()
-        raise
+        transaction.do_all([*swaps, *further_steps])
     for network, _ in networks:
         forget_compiled(network)
 

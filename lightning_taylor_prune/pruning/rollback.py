@@ -94,21 +94,16 @@ def restore_(
     all_optimizers = beside.with_optimizers(optimizers)
     states = [*snapshot.states, *[()] * (len(all_optimizers) - len(snapshot.states))]
     swaps = [prepare_restore(o, regrown, s, names) for o, s in zip(all_optimizers, states, strict=False)]
-    transaction = Transaction()
-    with contextlib.ExitStack() as unchanged:
+    with contextlib.ExitStack() as unchanged, Transaction() as transaction:
         for _, network in networks:
             unchanged.enter_context(unchanged_on_failure(network, {}))
-        try:
-            for prefix, network in networks:
-                _set_sizes(network, prefix, snapshot, attributes, without)
-            _move(networks, beside, Move(regrown, transaction))
-            for old, value in pairs:
-                _write(old, value, transaction)
-            for step in (*swaps, *further_steps):
-                transaction.do(step.commit, step.rollback)
-        except BaseException:
-            transaction.undo()
-            raise
+        for prefix, network in networks:
+            _set_sizes(network, prefix, snapshot, attributes, without)
+        holders = [*(copy.holder for copy in beside.copies), *beside.holders]
+        Move(regrown, transaction).everywhere([network for _, network in networks], holders)
+        for old, value in pairs:
+            _write(old, value, transaction)
+        transaction.do_all([*swaps, *further_steps])
     for _, network in networks:
         forget_compiled(network)
 
@@ -180,13 +175,6 @@ def _set_sizes(
     set_attributes(attributes_for_shapes(network, misfits_of(network, shapes)))
     own = {name: a for name, a in attributes.items() if not any(is_inside(name, other) for other in without)}
     set_attributes_of(network, attributes_inside(own, prefix))
-
-
-def _move(networks: Iterable[tuple[str, nn.Module]], beside: Beside, move: Move) -> None:
-    for _, network in networks:
-        move.items_of_modules(network)
-    for holder in (*(copy.holder for copy in beside.copies), *beside.holders):
-        move.look_into(holder)
 
 
 def _write(tensor: Tensor, value: Tensor, transaction: Transaction) -> None:

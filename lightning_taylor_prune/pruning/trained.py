@@ -70,7 +70,8 @@ class TrainedParameters:
         """
         parts = zip(groups, scores.split_with_sizes([g.num_channels for g in groups]), strict=True)
         unscored = [group for group, part in parts if part.isnan().all() and group.name not in self._warned]
-        names = [group.name for group in unscored if not _is_teacher(model, group)] if unscored else []
+        teachers = _teachers(model) if unscored else []
+        names = [group.name for group in unscored if not _is_inside_one(group, model, teachers)]
         self._warned.update(group.name for group in unscored)
         if names:
             warnings.warn(
@@ -81,11 +82,15 @@ class TrainedParameters:
             )
 
 
-def _is_teacher(model: nn.Module, group: ChannelGroup) -> bool:
+def _teachers(model: nn.Module) -> list[str]:
+    return [*(candidate.twin.follower for candidate in twin_candidates(model)), *_frozen_networks(model)]
+
+
+def _is_inside_one(group: ChannelGroup, model: nn.Module, parts: Collection[str]) -> bool:
+    """Whether all parameters of a group lie in one of some modules."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     touched = [piece.tensor for piece in group.slices if piece.tensor in parameters]
-    copies = [candidate.twin.follower for candidate in twin_candidates(model)]
-    return any(all(is_inside(name, part) for name in touched) for part in (*copies, *_frozen_networks(model)))
+    return any(all(is_inside(name, part) for name in touched) for part in parts)
 
 
 def _frozen_networks(model: nn.Module) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, MutableSequence
+from collections.abc import Callable, Iterable, MutableMapping, MutableSequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -40,15 +40,27 @@ class Assignment:
 
 
 class Transaction:
-    """Steps done so far, and how to take each back."""
+    """Steps done so far, and how to take each back; as a context, it takes all back where one fails."""
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], Any]] = []
+
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.undo()
 
     def do(self, step: Callable[[], Any], undo: Callable[[], Any]) -> None:
         """Do a step; its undo is noted first, so that a step that fails half-way is taken back as well."""
         self._undo.append(undo)
         step()
+
+    def do_all(self, steps: Iterable[Step]) -> None:
+        """Do steps in their order."""
+        for step in steps:
+            self.do(step.commit, step.rollback)
 
     def set_item(self, table: MutableMapping[Any, Any] | MutableSequence[Any], name: Any, value: Any) -> None:
         """Replace the value under a name (or at a position) that the table has."""
